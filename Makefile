@@ -1,0 +1,29 @@
+# `make fit` and `make test` do all the set-up themselves; Python 3.11+, pip and make are enough.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: fit test test-all lint bench clean
+
+fit: $(READY)  ## train a recurrent classifier on the built-in handwritten digits
+	$(BIN)/throughtime fit --data digits
+
+test: $(READY) lint  ## everything that CI runs
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+test-all: $(READY) lint  ## the slow set too
+	$(BIN)/python -m pytest -q -n 2
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fit,dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist

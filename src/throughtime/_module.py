@@ -1,0 +1,118 @@
+"""A cell -> a module that is called like nn.LSTM."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from throughtime._nested import Nested, map_leaves
+from throughtime._types import Backend
+from throughtime._unroll import bidirectional_dynamic_rnn, dynamic_rnn
+
+__all__ = ["RNN"]
+
+
+class RNN(nn.Module):
+    """A layer that unrolls any cell: `outputs, state = rnn(inputs, state)`, as with `nn.LSTM`.
+
+    Means `dynamic_rnn(cell, inputs, sequence_length, initial_state=state)`. Bidirectional, it means
+    `bidirectional_dynamic_rnn` with the outputs concatenated on their last axis and the state a pair
+    (forwards, backwards).
+
+    Args:
+        cell: any cell; a cell that is an `nn.Module` becomes the submodule `cell`.
+        batch_first: whether padded inputs are [B, T, ...] (unlike in `nn.LSTM` the default) or [T, B, ...].
+        bidirectional: run a second cell backwards in time.
+        cell_bw: that second cell; by default a copy of `cell` with parameters of its own, drawn anew.
+        backend: as in `dynamic_rnn`.
+
+    >>> import torch, throughtime
+    >>> rnn = throughtime.RNN(throughtime.GRUCell(8), bidirectional=True)
+    >>> outputs, (forwards, backwards) = rnn(torch.randn(2, 5, 3), sequence_length=[5, 2])
+    >>> outputs.shape, backwards.shape
+    (torch.Size([2, 5, 16]), torch.Size([2, 8]))
+    """
+
+    def __init__(
+        self,
+        cell: Any,
+        *,
+        batch_first: bool = True,
+        bidirectional: bool = False,
+        cell_bw: Any = None,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        if cell_bw is not None and not bidirectional:
+            raise ValueError("RNN: cell_bw runs backwards in time; say bidirectional=True with it.")
+        self.cell = cell
+        self.batch_first = batch_first
+        self.bidirectional = bidirectional
+        self.backend: Backend = backend
+        if bidirectional:
+            self.cell_bw = _fresh_copy(cell) if cell_bw is None else cell_bw
+
+    def forward(
+        self,
+        inputs: Nested,
+        state: Nested = None,
+        sequence_length: Any = None,
+        *,
+        reset: Any = None,
+        reset_state: Nested = None,
+    ) -> tuple[Nested, Nested]:
+        """Arguments, layouts and errors as in `dynamic_rnn`; `state` is the initial state."""
+        time_major = not self.batch_first
+        if not self.bidirectional:
+            return dynamic_rnn(
+                self.cell,
+                inputs,
+                sequence_length,
+                state,
+                time_major=time_major,
+                reset=reset,
+                reset_state=reset_state,
+                backend=self.backend,
+            )
+        if reset is not None or reset_state is not None:
+            raise ValueError(
+                "RNN: reset has no meaning for both directions at once; unroll each cell by itself."
+            )
+        state_fw, state_bw = (None, None) if state is None else state
+        outputs, state = bidirectional_dynamic_rnn(
+            self.cell,
+            self.cell_bw,
+            inputs,
+            sequence_length,
+            state_fw,
+            state_bw,
+            time_major=time_major,
+            backend=self.backend,
+        )
+        return _concatenate(*outputs), state
+
+    def extra_repr(self) -> str:
+        return f"batch_first={self.batch_first}, bidirectional={self.bidirectional}"
+
+
+def _fresh_copy(cell: Any) -> Any:
+    twin = copy.deepcopy(cell)
+    if isinstance(twin, nn.Module):
+        for module in twin.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+    return twin
+
+
+def _concatenate(forwards: Nested, backwards: Nested) -> Nested:
+    def join(a: Any, b: Any) -> Any:
+        if isinstance(a, PackedSequence):
+            return a._replace(data=torch.cat([a.data, b.data], -1))
+        return torch.cat([a, b], -1)
+
+    if isinstance(forwards, (Tensor, PackedSequence)):
+        return join(forwards, backwards)
+    return map_leaves(join, forwards, backwards)

@@ -1,0 +1,63 @@
+"""Nested tensors -> flat leaves with paths, and back. The only file that knows torch's pytree.
+
+A *nested* value is a tensor, or a tuple, named tuple, list or dict of nested values.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+__all__ = [
+    "Nested",
+    "Structure",
+    "flatten",
+    "leaves",
+    "leaves_with_paths",
+    "map_leaves",
+    "same_structure",
+    "skeleton",
+    "unflatten",
+]
+
+Nested = Any
+Structure = pytree.TreeSpec
+
+
+def flatten(value: Nested) -> tuple[list[Any], Structure]:
+    """The leaves from left to right, and what `unflatten` needs to put them back."""
+    return pytree.tree_flatten(value)
+
+
+def unflatten(structure: Structure, flat: Iterable[Any]) -> Nested:
+    return pytree.tree_unflatten(list(flat), structure)
+
+
+def leaves(value: Nested) -> list[Any]:
+    return pytree.tree_leaves(value)
+
+
+def map_leaves(function: Callable[..., Any], value: Nested, *others: Nested) -> Nested:
+    return pytree.tree_map(function, value, *others)
+
+
+def leaves_with_paths(value: Nested, root: str) -> list[tuple[str, Any]]:
+    """`[("state.layers[1].c", tensor), ...]`, for messages."""
+    pairs, _ = pytree.tree_flatten_with_path(value)
+    return [(root + pytree.keystr(path), leaf) for path, leaf in pairs]
+
+
+def skeleton(value: Nested) -> Any:
+    """The structure without its types: a tuple, a named tuple and a list of two leaves are alike."""
+    if isinstance(value, Tensor):
+        return "*"
+    if isinstance(value, (tuple, list)):
+        return ("sequence", *map(skeleton, value))
+    if isinstance(value, dict):
+        return ("dict", *((key, skeleton(value[key])) for key in sorted(value, key=repr)))
+    return "*"
+
+
+def same_structure(a: Nested, b: Nested) -> bool:
+    return skeleton(a) == skeleton(b)

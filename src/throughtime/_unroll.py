@@ -1,0 +1,278 @@
+"""Unroll a cell through time: check -> normalise -> pipeline -> shape the outputs.
+
+Sources: TensorFlow 1.15, python/ops/rnn.py (dynamic_rnn, static_rnn, bidirectional_dynamic_rnn).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from throughtime._errors import ResetError, SequenceError
+from throughtime._nested import Nested, leaves, leaves_with_paths, map_leaves, same_structure
+from throughtime._pipeline import Run, run
+from throughtime._sequence import Ragged, read_sequence
+from throughtime._state import fit_state, initial_row_consts, initial_state as start_of
+from throughtime._types import Backend, Cell
+
+__all__ = ["bidirectional_dynamic_rnn", "dynamic_rnn", "static_rnn"]
+
+CHUNK = 32  # TensorFlow's default of parallel_iterations
+
+
+def dynamic_rnn(
+    cell: Cell,
+    inputs: Nested,
+    sequence_length: Sequence[int] | Tensor | None = None,
+    initial_state: Nested = None,
+    dtype: torch.dtype | None = None,
+    parallel_iterations: int | None = None,
+    swap_memory: bool = False,
+    time_major: bool = False,
+    *,
+    reset: Any = None,
+    reset_state: Nested = None,
+    memory: Any = None,
+    backend: Backend = "auto",
+) -> tuple[Nested, Nested]:
+    """Run a cell over every sequence of a batch, each to its own end.
+
+    Means, for each row of the batch::
+
+        for t in range(T):
+            output[t], state = cell(inputs[t], state)      # for t >= length: output 0, state kept
+
+    Past a row's length its outputs are exactly 0, its final state is the state after its last step, and nothing of
+    its padding, NaN included, reaches an output, a state or a gradient. Work is done for real steps only.
+
+    Args:
+        cell: a callable `(input, state) -> (output, next_state)`; `nn.RNNCell`, `nn.GRUCell` and `nn.LSTMCell` too.
+        inputs: [B, T, ...], or [T, B, ...] with `time_major`; a `PackedSequence`; a jagged nested tensor; or a
+            nested structure of tensors with the same B and T. Outputs come in the same layout.
+        sequence_length: the number of steps of each row, whole numbers from 0 to T; by default every row has T.
+        initial_state: nested, [B, ...] in every leaf. By default the cell's own (see the guide "write a cell").
+        dtype: of the initial state that the cell makes; by default the inputs' own.
+        parallel_iterations: how many steps' state-free work is done at once (a chunk; 32 by default).
+        swap_memory: what the backward pass needs is moved out of fast memory, as `memory=Spill()`.
+        time_major: whether time is the first axis of padded inputs and outputs.
+        reset: bool, like the inputs' first two axes; where true, the row's state is put back before that step.
+        reset_state: what it is put back to; by default the cell's own initial state.
+        memory: the memory policy of the backward pass.
+        backend: "auto", "native" or "portable".
+
+    Returns:
+        (outputs, state): outputs in the layout of the inputs, state with one entry per row, in the user's order.
+
+    Raises:
+        SequenceError: inputs or lengths that do not describe a batch of sequences.
+        StateError: a state that is unknown, or not of the cell's shapes.
+        ResetError: a reset mask or state that does not fit.
+
+    Source: TensorFlow 1.15, `tf.nn.dynamic_rnn`.
+
+    >>> import torch, throughtime
+    >>> cell = throughtime.LSTMCell(8)
+    >>> outputs, state = throughtime.dynamic_rnn(cell, torch.randn(2, 5, 3), sequence_length=[5, 2])
+    >>> outputs.shape, bool((outputs[1, 2:] == 0).all()), state.h.shape
+    (torch.Size([2, 5, 8]), True, torch.Size([2, 8]))
+    """
+    _check_options(cell, parallel_iterations, swap_memory, memory, backend)
+    ragged = read_sequence(inputs, sequence_length, time_major)
+    layout = _Layout(sequence_length, time_major)
+    del inputs, sequence_length
+    options = _Options(dtype, parallel_iterations or CHUNK, backend)
+    request = _prepare(cell, ragged, initial_state, layout.read_reset(reset, ragged), reset_state, options)
+    return _finish(ragged, *run(request))
+
+
+def bidirectional_dynamic_rnn(
+    cell_fw: Cell,
+    cell_bw: Cell,
+    inputs: Nested,
+    sequence_length: Sequence[int] | Tensor | None = None,
+    initial_state_fw: Nested = None,
+    initial_state_bw: Nested = None,
+    dtype: torch.dtype | None = None,
+    parallel_iterations: int | None = None,
+    swap_memory: bool = False,
+    time_major: bool = False,
+    *,
+    memory: Any = None,
+    backend: Backend = "auto",
+) -> tuple[tuple[Nested, Nested], tuple[Nested, Nested]]:
+    """Run one cell forwards and another backwards, each row reversed by its own length.
+
+    Means: `outputs_bw[b, t]` is what `cell_bw` returns for `inputs[b, t]` after it has seen `inputs[b, length-1]`
+    down to `inputs[b, t+1]`.
+
+    Arguments and errors are those of `dynamic_rnn`.
+
+    Returns:
+        ((outputs_fw, outputs_bw), (state_fw, state_bw)), not concatenated.
+
+    Source: TensorFlow 1.15, `tf.nn.bidirectional_dynamic_rnn`; Schuster and Paliwal 1997.
+    """
+    for cell in (cell_fw, cell_bw):
+        _check_options(cell, parallel_iterations, swap_memory, memory, backend)
+    forwards = read_sequence(inputs, sequence_length, time_major)
+    del inputs, sequence_length
+    backwards = forwards.reversed()
+    options = _Options(dtype, parallel_iterations or CHUNK, backend)
+    fw = _prepare(cell_fw, forwards, initial_state_fw, None, None, options)
+    bw = _prepare(cell_bw, backwards, initial_state_bw, None, None, options)
+    outputs_fw, state_fw = _finish(forwards, *run(fw))
+    outputs_bw, state_bw = _finish(backwards, *run(bw))
+    return (outputs_fw, outputs_bw), (state_fw, state_bw)
+
+
+def static_rnn(
+    cell: Cell,
+    inputs: Sequence[Nested],
+    initial_state: Nested = None,
+    dtype: torch.dtype | None = None,
+    sequence_length: Sequence[int] | Tensor | None = None,
+) -> tuple[list[Nested], Nested]:
+    """Unroll a cell over a list of T inputs: a list in, a list out, and T copies of the step in the autograd graph.
+
+    The same numbers as `dynamic_rnn`, whose graph does not grow with T.
+
+    Args:
+        inputs: T nested values, [B, ...] in every leaf.
+        initial_state, dtype, sequence_length: as in `dynamic_rnn`.
+
+    Returns:
+        (outputs, state): a list of T outputs, [B, ...] in every leaf, and the final state.
+
+    Raises:
+        SequenceError: an empty list, or inputs that differ in shape.
+
+    Source: TensorFlow 1.15, `tf.nn.static_rnn`.
+
+    >>> import torch, throughtime
+    >>> outputs, state = throughtime.static_rnn(throughtime.GRUCell(4), [torch.randn(2, 3) for _ in range(5)])
+    >>> len(outputs), outputs[0].shape
+    (5, torch.Size([2, 4]))
+    """
+    if isinstance(inputs, Tensor) or not isinstance(inputs, (list, tuple)):
+        raise SequenceError(
+            f"static_rnn: inputs must be a list of T inputs, got a {type(inputs).__name__}. "
+            f"Use dynamic_rnn for one tensor, or list(inputs.unbind(1))."
+        )
+    if not inputs:
+        raise SequenceError(
+            "static_rnn: inputs must not be empty. Use dynamic_rnn for sequences of no steps."
+        )
+    steps = len(inputs)
+    stacked = _stack(inputs)
+    outputs, state = dynamic_rnn(
+        cell, stacked, sequence_length, initial_state, dtype, time_major=True, backend="portable"
+    )
+    return [map_leaves(lambda leaf: leaf[t], outputs) for t in range(steps)], state  # noqa: B023
+
+
+class _Options:
+    def __init__(self, dtype: torch.dtype | None, chunk: int, backend: Backend) -> None:
+        self.dtype, self.chunk, self.backend = dtype, chunk, backend
+
+
+class _Layout:
+    """How a reset mask stands: like the inputs."""
+
+    def __init__(self, sequence_length: Any, time_major: bool) -> None:
+        self.sequence_length, self.time_major = sequence_length, time_major
+
+    def read_reset(self, reset: Any, ragged: Ragged) -> Tensor | None:
+        """A mask in the layout of the inputs -> bool [N], or None."""
+        if reset is None:
+            return None
+        if not isinstance(reset, (Tensor, PackedSequence)):
+            reset = torch.as_tensor(reset)
+        mask = read_sequence(reset, self.sequence_length, self.time_major)
+        flat: Tensor = mask.xs
+        if flat.dtype != torch.bool or flat.dim() != 1:
+            raise ResetError(
+                f"dynamic_rnn: reset must be a bool mask with one entry per row and step, got {flat.dtype} with "
+                f"{flat.dim() - 1} further axes. Write reset=done.bool(), shaped [B, T]."
+            )
+        if mask.active != ragged.active or mask.batch_size != ragged.batch_size:
+            raise ResetError("dynamic_rnn: reset must have the batch size and the lengths of the inputs.")
+        return flat.to(ragged.device)
+
+
+def _prepare(
+    cell: Any,
+    ragged: Ragged,
+    initial_state: Nested,
+    reset: Tensor | None,
+    reset_state: Nested,
+    options: _Options,
+) -> Run:
+    rows, dtype, device = ragged.batch_size, options.dtype or _dtype_of(ragged.xs, cell), ragged.device
+    own = None
+    if initial_state is None or (reset is not None and reset_state is None) or _declares_state(cell):
+        own = start_of(cell, ragged.xs, rows, dtype, device)
+    state = fit_state(own if initial_state is None else initial_state, own, rows, "initial_state")
+    if reset is not None:
+        if reset_state is None:
+            reset_state = own
+        reset_state = ragged.sort_rows(fit_state(reset_state, state, rows, "reset_state"))
+    elif reset_state is not None:
+        raise ResetError("dynamic_rnn: reset_state says what a reset goes back to; pass reset= too.")
+    row_consts = initial_row_consts(cell, rows, dtype, device)
+    return Run(
+        cell,
+        ragged,
+        ragged.sort_rows(state),
+        ragged.sort_rows(row_consts),
+        reset,
+        reset_state,
+        options.backend,
+        options.chunk,
+    )
+
+
+def _finish(ragged: Ragged, ys: Nested, state: Nested) -> tuple[Nested, Nested]:
+    return ragged.restore(ys), ragged.unsort_rows(state)
+
+
+def _declares_state(cell: Any) -> bool:
+    return callable(getattr(cell, "initial_state", None)) or getattr(cell, "state_size", None) is not None
+
+
+def _dtype_of(xs: Nested, cell: Any) -> torch.dtype:
+    """The inputs' dtype; for token ids, that of the cell's weights."""
+    weights = cell.parameters() if isinstance(cell, torch.nn.Module) else ()
+    floating = (t.dtype for t in (*leaves(xs), *weights) if t.is_floating_point())
+    return next(floating, torch.get_default_dtype())
+
+
+def _stack(inputs: Sequence[Nested]) -> Nested:
+    for t, step in enumerate(inputs):
+        same = same_structure(step, inputs[0]) and all(
+            a.shape == b.shape for a, b in zip(leaves(step), leaves(inputs[0]))
+        )
+        if not same:
+            shapes = [list(leaf.shape) for _, leaf in leaves_with_paths(step, "")]
+            raise SequenceError(
+                f"static_rnn: all inputs have the shapes of inputs[0]; inputs[{t}] has {shapes}."
+            )
+    return map_leaves(lambda *steps: torch.stack(steps), inputs[0], *inputs[1:])
+
+
+def _check_options(
+    cell: Any, parallel_iterations: int | None, swap_memory: bool, memory: Any, backend: str
+) -> None:
+    if not callable(cell):
+        raise TypeError(
+            f"dynamic_rnn: a cell is a callable (input, state) -> (output, next_state), got a {type(cell).__name__}."
+        )
+    if parallel_iterations is not None and parallel_iterations < 1:
+        raise ValueError(f"dynamic_rnn: parallel_iterations must be at least 1, got {parallel_iterations}.")
+    if backend not in ("auto", "native", "portable"):
+        raise ValueError(f"dynamic_rnn: backend must be 'auto', 'native' or 'portable', got {backend!r}.")
+    if swap_memory or memory is not None:
+        raise NotImplementedError(
+            "dynamic_rnn: memory policies are not there yet; leave memory and swap_memory out."
+        )

@@ -1,0 +1,1 @@
+"""LoopPlan -> running code."""

@@ -1,0 +1,86 @@
+"""Cell, ragged xs -> ys and final state, with PyTorch's own operators: any cell, any operator, any device.
+
+The cell itself is called, step by step, on the rows that still run. This is the definition of a run, without the
+padding: rows stand longest first, so the rows that are left are a prefix that shrinks.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from throughtime._nested import Nested, Structure, flatten, map_leaves, unflatten
+
+__all__ = ["PortableLoop"]
+
+Step = Callable[[Nested, Nested, Nested], tuple[Nested, Nested]]
+
+
+@dataclass(frozen=True)
+class PortableLoop:
+    """One run of `step(x, state, row_consts) -> (output, next_state)`.
+
+    active: the number of rows that still run at each step, never growing.
+    reset: bool [N] or None; where true, the row's state is `reset_state` before the step.
+    """
+
+    step: Step
+    active: Sequence[int]
+    row_consts: Nested
+    reset: Tensor | None = None
+    reset_state: Nested = None
+
+    def run(self, xs: Nested, state: Nested) -> tuple[Nested, Nested]:
+        """xs [N, ...] and the initial state [B, ...], longest row first -> (ys [N, ...], final state [B, ...])."""
+        xs_by_step = self._split(xs)
+        finished: list[Nested] = []
+        outputs: list[Nested] = []
+        row_consts, reset_state = self.row_consts, self.reset_state
+        resets = self._resets()
+        for t, rows in enumerate(self.active):
+            if rows < _rows(state):
+                finished.append(map_leaves(lambda leaf: leaf[rows:], state))  # noqa: B023
+                state, row_consts, reset_state = (_head(v, rows) for v in (state, row_consts, reset_state))
+            if (mask := resets[t]) is not None:
+                state = _put_back(mask, reset_state, state)
+            output, state = self.step(xs_by_step[t], state, row_consts)
+            outputs.append(output)
+        return _join(outputs), _join([state, *reversed(finished)])
+
+    def _split(self, xs: Nested) -> list[Nested]:
+        flat, structure = flatten(xs)
+        steps = zip(*(leaf.split(list(self.active)) for leaf in flat))
+        return [unflatten(structure, step) for step in steps]
+
+    def _resets(self) -> list[Tensor | None]:
+        """The mask of each step; None where no row is put back, so that most steps pay nothing."""
+        if self.reset is None:
+            return [None] * len(self.active)
+        masks = self.reset.split(list(self.active))
+        needed = [bool(mask.any()) for mask in self.reset.cpu().split(list(self.active))]
+        return [mask if need else None for mask, need in zip(masks, needed)]
+
+
+def _rows(state: Nested) -> int:
+    flat, _ = flatten(state)
+    return flat[0].shape[0] if flat else 0
+
+
+def _head(value: Nested, rows: int) -> Nested:
+    return map_leaves(lambda leaf: leaf[:rows], value) if value is not None else None
+
+
+def _put_back(mask: Tensor, reset_state: Nested, state: Nested) -> Nested:
+    def put_back(start: Tensor, leaf: Tensor) -> Tensor:
+        return torch.where(mask.reshape(-1, *[1] * (leaf.dim() - 1)), start, leaf)
+
+    return map_leaves(put_back, reset_state, state)
+
+
+def _join(parts: list[Nested]) -> Nested:
+    if len(parts) == 1:
+        return parts[0]
+    structure: Structure = flatten(parts[0])[1]
+    columns = zip(*(flatten(part)[0] for part in parts))
+    return unflatten(structure, [torch.cat(column) for column in columns])

@@ -1,0 +1,1 @@
+"""LoopPlan -> machine code for the CPU, made with LLVM."""

@@ -1,0 +1,91 @@
+"""LLVM module -> machine code in memory, or assembly for another machine.
+
+LLVM's passes and the code generator run under one lock: modules are parsed into LLVM's global context, which
+is not safe for threads. Compiled code itself needs no lock.
+"""
+
+import ctypes
+import functools
+import threading
+from collections.abc import Callable
+
+from llvmlite import binding as llvm
+from llvmlite import ir
+
+from throughtime.loop.native.target import Target
+
+__all__ = ["CompiledModule", "compile_module", "emit_assembly", "emit_object"]
+
+_LLVM_LOCK = threading.RLock()
+
+
+class CompiledModule:
+    """Machine code that lives as long as this object does."""
+
+    def __init__(self, engine: llvm.ExecutionEngine) -> None:
+        self._engine = engine
+
+    def address(self, name: str) -> int:
+        """Where the function called `name` starts."""
+        with _LLVM_LOCK:
+            address = self._engine.get_function_address(name)
+        if not address:
+            raise KeyError(f"the compiled module has no function called {name!r}")
+        return address
+
+    def function(self, name: str, *argument_types: type, result: type | None = None) -> Callable:
+        """The function as a ctypes callable, which releases the interpreter lock while it runs."""
+        call = ctypes.CFUNCTYPE(result, *argument_types)(self.address(name))
+        call.module = self  # type: ignore[attr-defined]  # the code must outlive the callable
+        return call
+
+
+def compile_module(module: ir.Module | str, target: Target) -> CompiledModule:
+    """Optimise and compile for the processor that this process runs on."""
+    with _LLVM_LOCK:
+        machine = _make_machine(target)
+        optimised = _optimise(module, target, machine)
+        engine = llvm.create_mcjit_compiler(optimised, machine)
+        engine.finalize_object()
+    return CompiledModule(engine)
+
+
+def emit_assembly(module: ir.Module | str, target: Target) -> str:
+    """The assembly text for any processor; nothing is run."""
+    with _LLVM_LOCK:
+        machine = _make_machine(target)
+        return machine.emit_assembly(_optimise(module, target, machine))
+
+
+def emit_object(module: ir.Module | str, target: Target) -> bytes:
+    """The object file for any processor; nothing is run."""
+    with _LLVM_LOCK:
+        machine = _make_machine(target)
+        return machine.emit_object(_optimise(module, target, machine))
+
+
+@functools.cache
+def _initialise_llvm() -> None:
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+
+
+def _make_machine(target: Target) -> llvm.TargetMachine:
+    _initialise_llvm()
+    llvm_target = llvm.Target.from_triple(target.triple)
+    return llvm_target.create_target_machine(cpu=target.cpu, features=target.features, opt=2)
+
+
+def _optimise(module: ir.Module | str, target: Target, machine: llvm.TargetMachine) -> llvm.ModuleRef:
+    parsed = llvm.parse_assembly(str(module))
+    parsed.triple = target.triple
+    parsed.data_layout = str(machine.target_data)
+    parsed.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    # Emitters write vectors themselves; unrolling and revectorising costs compile time and gained nothing.
+    options.loop_vectorization = False
+    options.slp_vectorization = False
+    options.loop_unrolling = False
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(parsed, builder)
+    return parsed

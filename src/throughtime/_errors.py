@@ -4,6 +4,7 @@ __all__ = [
     "BackendError",
     "BackendWarning",
     "CaptureError",
+    "PlanError",
     "ResetError",
     "SequenceError",
     "StateError",
@@ -24,6 +25,10 @@ class ResetError(ValueError):
 
 class CaptureError(RuntimeError):
     """A cell cannot be traced into a step graph: the message says which operation and why."""
+
+
+class PlanError(RuntimeError):
+    """A captured step cannot be staged: the message names the operator and the reason."""
 
 
 class BackendError(RuntimeError):

@@ -212,9 +212,7 @@ class Emitter:
         name = f"llvm.masked.store.{_suffix(value.type)}.p0"
         self.intrinsic(name, VOID, [value, pointer, self.integer(align, I32), mask])
 
-    def tail_mask(
-        self, remaining: Value, element: ir.Type, *, first: int = 0, lanes: int | None = None
-    ) -> Value:
+    def tail_mask(self, remaining: Value, element: ir.Type, *, first: int = 0, lanes: int | None = None) -> Value:
         """The mask of the lanes `first + lane < remaining`; `remaining` is signed and of any size."""
         count = lanes or self.lanes(element)
         # Compared in integers as wide as the elements, which is the form that the hardware's masks have.
@@ -233,8 +231,10 @@ class Emitter:
         """Room for `count` elements in the function's frame."""
         with self.b.goto_entry_block():
             slot = self.b.alloca(ir.ArrayType(element, count))
-            slot.align = align
-            return self.b.bitcast(slot, PTR)
+        slot.align = align
+        # llvmlite would keep the array's type on the pointer and refuse to store an element through it.
+        slot.type = PTR
+        return slot
 
     def _at(self, pointer: Value, index: Value | int, element: ir.Type) -> Value:
         return pointer if isinstance(index, int) and index == 0 else self.offset(pointer, index, element)
@@ -300,17 +300,13 @@ class Emitter:
         self.b.position_at_end(after)
         return phis
 
-    def each_vector(
-        self, count: Value, element: ir.Type, body: Callable[[Value, Value | None], None]
-    ) -> None:
+    def each_vector(self, count: Value, element: ir.Type, body: Callable[[Value, Value | None], None]) -> None:
         """Run body(index, mask) over `count` elements by vectors: no mask, then once with the tail's."""
         lanes = self.lanes(element)
         whole = self.sub(count, self.rem(count, lanes))
         self.loop(whole, lambda index, _: body(index, None), step=lanes)
         rest = self.sub(count, whole)
-        self.choose(
-            self.compare(">", rest, 0), lambda: body(whole, self.tail_mask(rest, element, lanes=lanes))
-        )
+        self.choose(self.compare(">", rest, 0), lambda: body(whole, self.tail_mask(rest, element, lanes=lanes)))
 
     def while_(self, condition: Callable[[], Value], body: Callable[[], None]) -> None:
         """while condition(): body(). State lives in memory."""

@@ -7,7 +7,7 @@ is not safe for threads. Compiled code itself needs no lock.
 import ctypes
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from llvmlite import binding as llvm
 from llvmlite import ir
@@ -22,16 +22,22 @@ _LLVM_LOCK = threading.RLock()
 class CompiledModule:
     """Machine code that lives as long as this object does."""
 
-    def __init__(self, engine: llvm.ExecutionEngine) -> None:
+    def __init__(self, engine: llvm.ExecutionEngine, addresses: dict[str, int], uses: tuple) -> None:
         self._engine = engine
+        self._addresses = addresses
+        # The code may call into these, so they must live as long.
+        self._uses = uses
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The functions that can be called from outside."""
+        return frozenset(self._addresses)
 
     def address(self, name: str) -> int:
         """Where the function called `name` starts."""
-        with _LLVM_LOCK:
-            address = self._engine.get_function_address(name)
-        if not address:
-            raise KeyError(f"the compiled module has no function called {name!r}")
-        return address
+        if name not in self._addresses:
+            raise KeyError(f"the compiled module has no function {name!r}; it has {sorted(self._addresses)}")
+        return self._addresses[name]
 
     def function(self, name: str, *argument_types: type, result: type | None = None) -> Callable:
         """The function as a ctypes callable, which releases the interpreter lock while it runs."""
@@ -40,14 +46,23 @@ class CompiledModule:
         return call
 
 
-def compile_module(module: ir.Module | str, target: Target) -> CompiledModule:
-    """Optimise and compile for the processor that this process runs on."""
+def compile_module(module: ir.Module | str, target: Target, libraries: Sequence[CompiledModule] = ()) -> CompiledModule:
+    """Optimise and compile for the processor that this process runs on.
+
+    A function that the module declares and one of `libraries` defines is linked to it.
+    """
     with _LLVM_LOCK:
         machine = _make_machine(target)
         optimised = _optimise(module, target, machine)
+        defined = [f.name for f in optimised.functions if not f.is_declaration and f.linkage.name == "external"]
         engine = llvm.create_mcjit_compiler(optimised, machine)
+        for declared in [f for f in optimised.functions if f.is_declaration]:
+            for library in libraries:
+                if declared.name in library.names:
+                    engine.add_global_mapping(declared, library.address(declared.name))
         engine.finalize_object()
-    return CompiledModule(engine)
+        addresses = {name: engine.get_function_address(name) for name in defined}
+    return CompiledModule(engine, addresses, tuple(libraries))
 
 
 def emit_assembly(module: ir.Module | str, target: Target) -> str:

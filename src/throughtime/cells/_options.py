@@ -10,12 +10,17 @@ __all__ = ["Activation", "find_activation", "read_clip", "read_keep_prob", "read
 
 Activation = Callable[[Tensor], Tensor]
 
+
+def _identity(value: Tensor) -> Tensor:
+    return value
+
+
 # The names of Keras, which TensorFlow 1.15's cells accept; the functions are picklable by reference.
 _ACTIVATIONS: dict[str, Activation] = {
     "elu": F.elu,
     "exponential": torch.exp,
     "gelu": F.gelu,
-    "linear": torch.clone,
+    "linear": _identity,
     "relu": torch.relu,
     "selu": F.selu,
     "sigmoid": torch.sigmoid,

@@ -6,7 +6,7 @@ is not safe for threads. Compiled code itself needs no lock.
 
 import ctypes
 import functools
-import threading
+import os
 from collections.abc import Callable, Sequence
 
 from llvmlite import binding as llvm
@@ -16,7 +16,14 @@ from throughtime.loop.native.target import Target
 
 __all__ = ["CompiledModule", "compile_module", "emit_assembly", "emit_object"]
 
-_LLVM_LOCK = threading.RLock()
+# llvmlite's own reentrant lock, which it takes for each single call, also when it frees what nobody refers to.
+_LLVM_LOCK = llvm.ffi.lib._lock
+
+# A fork waits until no other thread is inside LLVM; the child would find the lock taken for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_LLVM_LOCK.__enter__, after_in_parent=_LLVM_LOCK.__exit__, after_in_child=_LLVM_LOCK.__exit__
+    )
 
 
 class CompiledModule:

@@ -4,9 +4,10 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
+from throughtime._errors import SequenceError, StateError
 from throughtime._nested import Nested, map_leaves
 from throughtime._types import Backend
 from throughtime._unroll import bidirectional_dynamic_rnn, dynamic_rnn
@@ -25,7 +26,8 @@ class RNN(nn.Module):
         cell: any cell; a cell that is an `nn.Module` becomes the submodule `cell`.
         batch_first: whether padded inputs are [B, T, ...] (unlike in `nn.LSTM` the default) or [T, B, ...].
         bidirectional: run a second cell backwards in time.
-        cell_bw: that second cell; by default a copy of `cell` with parameters of its own, drawn anew.
+        cell_bw: that second cell; by default a copy of `cell` with parameters of its own, drawn anew by those of its
+            modules that have `reset_parameters`.
         backend: as in `dynamic_rnn`.
 
     >>> import torch, throughtime
@@ -77,8 +79,10 @@ class RNN(nn.Module):
                 backend=self.backend,
             )
         if reset is not None or reset_state is not None:
-            raise ValueError(
-                "RNN: reset has no meaning for both directions at once; unroll each cell by itself."
+            raise ValueError("RNN: reset has no meaning for both directions at once; unroll each cell by itself.")
+        if state is not None and not (isinstance(state, (tuple, list)) and len(state) == 2):
+            raise StateError(
+                f"RNN: the state of both directions is a pair (forwards, backwards), got a {type(state).__name__}."
             )
         state_fw, state_bw = (None, None) if state is None else state
         outputs, state = bidirectional_dynamic_rnn(
@@ -99,6 +103,10 @@ class RNN(nn.Module):
 
 def _fresh_copy(cell: Any) -> Any:
     twin = copy.deepcopy(cell)
+    if twin is cell:
+        raise ValueError(
+            f"RNN: a {type(cell).__name__} has no second set of parameters for the way back; pass cell_bw=."
+        )
     if isinstance(twin, nn.Module):
         for module in twin.modules():
             reset = getattr(module, "reset_parameters", None)
@@ -110,9 +118,12 @@ def _fresh_copy(cell: Any) -> Any:
 def _concatenate(forwards: Nested, backwards: Nested) -> Nested:
     def join(a: Any, b: Any) -> Any:
         if isinstance(a, PackedSequence):
-            return a._replace(data=torch.cat([a.data, b.data], -1))
+            return a._replace(data=join(a.data.unsqueeze(0), b.data.unsqueeze(0)).squeeze(0))
+        if a.dim() < 3:
+            raise SequenceError(
+                "RNN: outputs of both directions are joined on their last axis, and the cell's output has no axis of "
+                "features. Give it one, or use bidirectional_dynamic_rnn."
+            )
         return torch.cat([a, b], -1)
 
-    if isinstance(forwards, (Tensor, PackedSequence)):
-        return join(forwards, backwards)
     return map_leaves(join, forwards, backwards)

@@ -1,12 +1,14 @@
 """Nested tensors -> flat leaves with paths, and back. The only file that knows torch's pytree.
 
-A *nested* value is a tensor, or a tuple, named tuple, list or dict of nested values.
+A *nested* value is a tensor, or a tuple, named tuple, list or dict of nested values. A PackedSequence, though a named
+tuple, is a leaf.
 """
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     "Structure",
     "flatten",
     "leaves",
+    "leaves_as",
     "leaves_with_paths",
     "map_leaves",
     "same_structure",
@@ -27,7 +30,7 @@ Structure = pytree.TreeSpec
 
 def flatten(value: Nested) -> tuple[list[Any], Structure]:
     """The leaves from left to right, and what `unflatten` needs to put them back."""
-    return pytree.tree_flatten(value)
+    return pytree.tree_flatten(value, is_leaf=_is_packed)
 
 
 def unflatten(structure: Structure, flat: Iterable[Any]) -> Nested:
@@ -35,22 +38,36 @@ def unflatten(structure: Structure, flat: Iterable[Any]) -> Nested:
 
 
 def leaves(value: Nested) -> list[Any]:
-    return pytree.tree_leaves(value)
+    return pytree.tree_leaves(value, is_leaf=_is_packed)
+
+
+def leaves_as(value: Nested, like: Nested) -> list[Any]:
+    """The leaves of `value` in the order of the leaves of `like`; they have the same structure.
+
+    Two dicts of the same keys have the same structure, and each lists its leaves in its own order of insertion.
+    """
+    if isinstance(like, PackedSequence):
+        return [value]
+    if isinstance(like, (tuple, list)):
+        return [leaf for part, part_like in zip(value, like, strict=True) for leaf in leaves_as(part, part_like)]
+    if isinstance(like, dict):
+        return [leaf for key in like for leaf in leaves_as(value[key], like[key])]
+    return leaves(value)
 
 
 def map_leaves(function: Callable[..., Any], value: Nested, *others: Nested) -> Nested:
-    return pytree.tree_map(function, value, *others)
+    return pytree.tree_map(function, value, *others, is_leaf=_is_packed)
 
 
 def leaves_with_paths(value: Nested, root: str) -> list[tuple[str, Any]]:
     """`[("state.layers[1].c", tensor), ...]`, for messages."""
-    pairs, _ = pytree.tree_flatten_with_path(value)
+    pairs, _ = pytree.tree_flatten_with_path(value, is_leaf=_is_packed)
     return [(root + pytree.keystr(path), leaf) for path, leaf in pairs]
 
 
 def skeleton(value: Nested) -> Any:
     """The structure without its types: a tuple, a named tuple and a list of two leaves are alike."""
-    if isinstance(value, Tensor):
+    if isinstance(value, (Tensor, PackedSequence)):
         return "*"
     if isinstance(value, (tuple, list)):
         return ("sequence", *map(skeleton, value))
@@ -61,3 +78,7 @@ def skeleton(value: Nested) -> Any:
 
 def same_structure(a: Nested, b: Nested) -> bool:
     return skeleton(a) == skeleton(b)
+
+
+def _is_packed(value: Any) -> bool:
+    return isinstance(value, PackedSequence)

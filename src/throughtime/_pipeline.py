@@ -9,7 +9,7 @@ from torch import Tensor
 from throughtime._errors import BackendError
 from throughtime._nested import Nested, flatten, leaves, map_leaves, unflatten
 from throughtime._sequence import Ragged
-from throughtime._state import split_result
+from throughtime._state import check_output, split_result, trial
 from throughtime._types import Backend
 from throughtime.loop.portable import PortableLoop
 
@@ -53,6 +53,7 @@ def _portable(request: Run) -> tuple[Nested, Nested]:
 def _step(cell: Any, x: Nested, state: Nested, row_consts: Nested) -> tuple[Nested, Nested]:
     result = cell(x, state, row_consts) if leaves(row_consts) else cell(x, state)
     output, next_state = split_result(result, state)
+    check_output(output, leaves(x)[0].shape[0])
     return _full_precision(output, state), next_state
 
 
@@ -72,9 +73,7 @@ def _no_outputs(request: Run) -> Nested:
     def one_row(leaf: Tensor) -> Tensor:
         return leaf.new_zeros(1, *leaf.shape[1:])
 
-    x, state, row_consts = (
-        map_leaves(one_row, v) for v in (request.ragged.xs, request.state, request.row_consts)
-    )
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    x, state, row_consts = (map_leaves(one_row, v) for v in (request.ragged.xs, request.state, request.row_consts))
+    with trial(request.ragged.xs):
         output, _ = _step(request.cell, x, state, row_consts)
     return map_leaves(lambda leaf: leaf.new_zeros(0, *leaf.shape[1:]), output)

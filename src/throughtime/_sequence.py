@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from throughtime._errors import SequenceError
+from throughtime._errors import ResetError, SequenceError
 from throughtime._nested import Nested, leaves, leaves_with_paths, map_leaves
 
-__all__ = ["Ragged", "read_lengths", "read_sequence"]
+__all__ = ["Ragged", "read_lengths", "read_reset", "read_sequence"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,15 @@ class Ragged:
     xs: nested, [N, ...] in every leaf.
     lengths: the length of each row, longest first.
     order: loop row -> the user's row; None where they are the same.
+    unpack: [N, ...] -> the layout that the inputs came in.
+    padded_steps: T of padded inputs; None for the others.
     """
 
     xs: Nested
     lengths: np.ndarray
     order: Tensor | None
-    unpack: Callable[[Tensor], Tensor]
+    unpack: Callable[[Tensor], Any]
+    padded_steps: int | None = None
 
     @property
     def batch_size(self) -> int:
@@ -58,6 +61,16 @@ class Ragged:
     @property
     def device(self) -> torch.device:
         return leaves(self.xs)[0].device
+
+    @property
+    def user_order(self) -> np.ndarray:
+        """Loop row -> the user's row."""
+        return np.arange(self.batch_size) if self.order is None else self.order.cpu().numpy()
+
+    @property
+    def user_lengths(self) -> np.ndarray:
+        """The length of each row, in the user's order."""
+        return self.lengths[np.argsort(self.user_order)]
 
     def sort_rows(self, value: Nested) -> Nested:
         """The user's rows -> loop rows."""
@@ -96,16 +109,17 @@ def rows_per_step(lengths: np.ndarray) -> np.ndarray:
 
 def read_sequence(inputs: Nested, sequence_length: Any = None, time_major: bool = False) -> Ragged:
     """Any of the layouts that `dynamic_rnn` takes -> the ragged form. Raises SequenceError."""
-    flat = leaves(inputs) if not isinstance(inputs, PackedSequence) else [inputs]
+    flat = leaves(inputs)
     if not flat:
         raise SequenceError("dynamic_rnn: inputs must hold at least one tensor, got an empty structure.")
-    if isinstance(flat[0], PackedSequence):
+    if isinstance(inputs, PackedSequence):
         return _read_packed(inputs, sequence_length)
     for path, leaf in leaves_with_paths(inputs, "inputs"):
         if not isinstance(leaf, Tensor):
             raise SequenceError(
-                f"dynamic_rnn: inputs are tensors, a PackedSequence, or a nested structure of tensors; "
-                f"{path} is a {type(leaf).__name__}. Make a tensor of it first, for example with torch.as_tensor."
+                f"dynamic_rnn: inputs are one PackedSequence, a tensor, or a nested structure of tensors; "
+                f"{path} is a {type(leaf).__name__}. Make a tensor of it first, for example with torch.as_tensor or "
+                f"torch.nn.utils.rnn.pad_packed_sequence."
             )
     if any(leaf.is_nested for leaf in flat):
         return _read_jagged(inputs, sequence_length)
@@ -114,10 +128,11 @@ def read_sequence(inputs: Nested, sequence_length: Any = None, time_major: bool 
 
 def read_lengths(sequence_length: Any, batch_size: int, steps: int) -> np.ndarray:
     """A list, an array or a tensor of any integer dtype and device -> int64 [B], checked."""
-    if isinstance(sequence_length, Tensor):
-        lengths = sequence_length.detach().cpu().numpy()
-    else:
-        lengths = np.asarray(sequence_length)
+    try:
+        given = sequence_length.tolist() if isinstance(sequence_length, Tensor) else sequence_length
+        lengths = np.asarray(given)
+    except ValueError as error:
+        raise SequenceError(f"sequence_length must be one flat list of lengths: {error}.") from error
     if lengths.size == 0:
         lengths = lengths.astype(np.int64)
     if not np.issubdtype(lengths.dtype, np.integer):
@@ -137,6 +152,54 @@ def read_lengths(sequence_length: Any, batch_size: int, steps: int) -> np.ndarra
             f"the first axis of the inputs is time."
         )
     return lengths.astype(np.int64)
+
+
+def read_reset(reset: Any, ragged: Ragged, time_major: bool = False) -> Tensor:
+    """A mask in the layout of the inputs, or padded -> bool [N], in the order of `ragged`. Raises ResetError."""
+    if not isinstance(reset, (Tensor, PackedSequence)):
+        try:
+            reset = torch.as_tensor(reset)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ResetError(f"dynamic_rnn: reset cannot be made a tensor: {error}.") from error
+    values = reset.data if isinstance(reset, PackedSequence) else reset
+    axes = 1 if isinstance(reset, PackedSequence) else 2
+    if values.dtype != torch.bool or values.dim() != axes:
+        raise ResetError(
+            f"dynamic_rnn: reset must be a bool mask with one entry per row and step, got {values.dtype} with "
+            f"{values.dim() - axes} further axes. Write reset=done.bool(), shaped [B, T]."
+        )
+    if isinstance(reset, Tensor) and not reset.is_nested:
+        return _read_padded_reset(reset, ragged, time_major)
+    mask = read_sequence(reset)
+    if not np.array_equal(mask.user_lengths, ragged.user_lengths):
+        raise ResetError(
+            f"dynamic_rnn: reset must have the lengths of the inputs, row by row: expected "
+            f"{ragged.user_lengths.tolist()}, got {mask.user_lengths.tolist()}."
+        )
+    return _reorder(mask, ragged)
+
+
+def _read_padded_reset(reset: Tensor, ragged: Ragged, time_major: bool) -> Tensor:
+    batch_size, steps = reset.shape[::-1] if time_major else reset.shape
+    wanted = ragged.steps if ragged.padded_steps is None else ragged.padded_steps
+    fits = steps == wanted or (ragged.padded_steps is None and steps > wanted)
+    if batch_size != ragged.batch_size or not fits:
+        raise ResetError(
+            f"dynamic_rnn: reset must have the batch size and the steps of the inputs: expected {ragged.batch_size} "
+            f"rows and {wanted} steps, got {batch_size} and {steps}. A padded mask is [B, T]; [T, B] with time_major."
+        )
+    return _reorder(_read_padded(reset, ragged.user_lengths, time_major), ragged)
+
+
+def _reorder(mask: Ragged, like: Ragged) -> Tensor:
+    """The same rows may stand in another order among those of equal length; lengths are the same, row by row."""
+    flat: Tensor = mask.xs
+    place = np.argsort(mask.user_order)[like.user_order]
+    if not np.array_equal(place, np.arange(len(place))):
+        step, row = _pairs(like.lengths)
+        index = np.asarray(like.offsets, dtype=np.int64)[step] + place[row]
+        flat = flat.index_select(0, torch.from_numpy(index).to(flat.device))
+    return flat.to(like.device)
 
 
 def _sort(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -171,7 +234,7 @@ def _read_padded(inputs: Nested, sequence_length: Any, time_major: bool) -> Ragg
     rows = None if order is None else torch.from_numpy(order).to(device)
     if len(lengths) and lengths[-1] == steps:
         xs = map_leaves(lambda x: _flatten_dense(x, time_major), inputs)
-        return Ragged(xs, lengths, None, lambda ys: _unflatten_dense(ys, batch_size, steps, time_major))
+        return Ragged(xs, lengths, None, lambda ys: _unflatten_dense(ys, batch_size, steps, time_major), steps)
     step, row = _pairs(lengths)
     user_row = row if order is None else order[row]
     place = step * batch_size + user_row if time_major else user_row * steps + step
@@ -183,7 +246,7 @@ def _read_padded(inputs: Nested, sequence_length: Any, time_major: bool) -> Ragg
         return flat.reshape(*axes, *ys.shape[1:])
 
     xs = map_leaves(lambda x: _join_axes(x).index_select(0, index), inputs)
-    return Ragged(xs, lengths, rows, unpack)
+    return Ragged(xs, lengths, rows, unpack, steps)
 
 
 def _join_axes(x: Tensor) -> Tensor:
@@ -236,12 +299,7 @@ def _read_jagged(inputs: Nested, sequence_length: Any) -> Ragged:
     named = leaves_with_paths(inputs, "inputs")
     first = named[0][1]
     for path, leaf in named:
-        if (
-            not leaf.is_nested
-            or leaf.layout != torch.jagged
-            or leaf._ragged_idx != 1
-            or leaf.lengths() is not None
-        ):
+        if not leaf.is_nested or leaf.layout != torch.jagged or leaf._ragged_idx != 1 or leaf.lengths() is not None:
             raise SequenceError(
                 f"dynamic_rnn: nested tensors must be jagged along axis 1, without holes, and not mixed with padded "
                 f"ones; {path} is not. Build it with torch.nested.nested_tensor([...], layout=torch.jagged)."
@@ -249,9 +307,7 @@ def _read_jagged(inputs: Nested, sequence_length: Any) -> Ragged:
     offsets = first.offsets().cpu().numpy().astype(np.int64)
     for path, leaf in named[1:]:
         if not np.array_equal(leaf.offsets().cpu().numpy(), offsets):
-            raise SequenceError(
-                f"dynamic_rnn: all jagged inputs share their lengths; those of {path} differ."
-            )
+            raise SequenceError(f"dynamic_rnn: all jagged inputs share their lengths; those of {path} differ.")
     by_row = np.diff(offsets)
     if sequence_length is not None:
         longest = int(by_row.max(initial=0))

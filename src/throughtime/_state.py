@@ -1,5 +1,7 @@
 """A cell -> the state it starts from; what a cell returns -> (output, next state)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,41 +12,99 @@ from throughtime._nested import (
     Nested,
     flatten,
     leaves,
+    leaves_as,
     leaves_with_paths,
     map_leaves,
     same_structure,
     unflatten,
 )
 
-__all__ = ["fit_state", "initial_row_consts", "initial_state", "split_result"]
+__all__ = [
+    "check_output",
+    "declares_state",
+    "describe",
+    "fit_state",
+    "initial_row_consts",
+    "initial_state",
+    "split_result",
+    "trial",
+    "zero_state",
+]
+
+UNKNOWN = "dynamic_rnn: cannot tell the state this cell starts from"
+REMEDY = "Pass initial_state=, or give the cell an initial_state(batch_size, dtype, device) method or a state_size."
+PYTORCHS_OWN = (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
+
+
+def declares_state(cell: Any) -> bool:
+    """Whether the cell says itself what it starts from, so that no trial of it is needed."""
+    return (
+        callable(getattr(cell, "initial_state", None))
+        or _state_size(cell) is not None
+        or isinstance(cell, PYTORCHS_OWN)
+    )
 
 
 def initial_state(cell: Any, xs: Nested, batch_size: int, dtype: torch.dtype, device: torch.device) -> Nested:
     """The state before the first step, [batch_size, ...] in every leaf.
 
-    In order: the cell's own `initial_state`, its `zero_state`, its `state_size`, PyTorch's own cells, and at last a
-    probe `cell(x, None)` on one row of `xs` (the first real inputs), which tells the shapes; the state is zero then.
+    In order: the cell's own `initial_state`, its `state_size`, PyTorch's own cells, and at last a probe `cell(x, None)`
+    on one row of `xs` (the first real inputs), which tells the shapes; the state is zero then.
     """
     if callable(getattr(cell, "initial_state", None)):
         return cell.initial_state(batch_size, dtype, device)
-    if (size := getattr(cell, "state_size", None)) is not None and not isinstance(size, Tensor):
+    if (size := _state_size(cell)) is not None:
         return _zeros_of_size(size, batch_size, dtype, device)
-    if isinstance(cell, nn.RNNCellBase):
+    if isinstance(cell, PYTORCHS_OWN):
         zeros = torch.zeros(batch_size, cell.hidden_size, dtype=dtype, device=device)
         return (zeros, zeros) if isinstance(cell, nn.LSTMCell) else zeros
     return _probed_state(cell, xs, batch_size)
 
 
+def zero_state(cell: Any, xs: Nested, state: Nested) -> Nested:
+    """Where a cell that declares no state starts from: zeros shaped like `state`, which the caller gave.
+
+    A cell that takes None for its state may know a start of its own; a trial tells whether that is zero.
+    """
+    zeros = map_leaves(torch.zeros_like, state)
+    x, zero_row = _one_row(xs), map_leaves(_zero_row, state)
+    try:
+        with trial(xs):
+            own = cell(x, None)
+    except Exception:  # a cell that takes no None, whatever it raises, has no start of its own
+        return zeros
+    with trial(xs):
+        started_at_zero = cell(x, zero_row)
+    if not _equal(own, started_at_zero):
+        raise StateError(
+            "dynamic_rnn: a reset goes back to the cell's own start, and cell(inputs, None) shows it is not zeros. "
+            "Pass reset_state=, or give the cell an initial_state(batch_size, dtype, device) method."
+        )
+    return zeros
+
+
 def initial_row_consts(cell: Any, batch_size: int, dtype: torch.dtype, device: torch.device) -> Nested:
     """What the cell keeps per row for a whole call; () for a cell that declares nothing."""
     declare = getattr(cell, "row_consts", None)
-    return declare(batch_size, dtype, device) if callable(declare) else ()
+    row_consts = declare(batch_size, dtype, device) if callable(declare) else ()
+    for path, leaf in leaves_with_paths(row_consts, "row_consts"):
+        if not _has_rows(leaf, batch_size):
+            raise StateError(
+                f"dynamic_rnn: what a cell's row_consts returns has one entry per row: {path} must be "
+                f"[{batch_size}, ...], got {_word(leaf)}. Return () where there is nothing to keep."
+            )
+    return row_consts
 
 
-def fit_state(given: Nested, like: Nested | None, batch_size: int, name: str) -> Nested:
+def fit_state(given: Nested, like: Nested | None, batch_size: int, name: str, *, any_dtype: bool = False) -> Nested:
     """`given` in the structure of `like` (a plain tuple may stand for a named one), or a StateError."""
     for path, leaf in leaves_with_paths(given, name):
-        _check_leaf(path, leaf, batch_size)
+        if not _has_rows(leaf, batch_size):
+            raise StateError(
+                f"dynamic_rnn: every leaf of a state is a tensor with one entry per row of the batch on its first "
+                f"axis: {path} must be [{batch_size}, ...], got {_word(leaf)}. "
+                f"Expand a start that all rows share, for example with tensor.expand({batch_size}, ...)."
+            )
     if like is None:
         return given
     if not same_structure(given, like):
@@ -53,14 +113,14 @@ def fit_state(given: Nested, like: Nested | None, batch_size: int, name: str) ->
             f"  expected {describe(like)}\n  got      {describe(given)}\n"
             f"Build it like cell.initial_state(batch_size, dtype, device)."
         )
-    wrong = _differences(given, like, name, rows=False)
+    wrong = _differences(given, like, name, any_dtype=any_dtype)
     if wrong:
         raise StateError(
-            f"dynamic_rnn: {name} must have the sizes of the cell's state.\n"
+            f"dynamic_rnn: {name} must have the sizes and dtypes of the cell's state.\n"
             + "\n".join(wrong)
             + "\nPass a state of the cell's sizes, or give the cell another number of units."
         )
-    return unflatten(flatten(like)[1], leaves(given))
+    return unflatten(flatten(like)[1], leaves_as(given, like))
 
 
 def split_result(result: Any, state: Nested) -> tuple[Nested, Nested]:
@@ -72,10 +132,44 @@ def split_result(result: Any, state: Nested) -> tuple[Nested, Nested]:
     pair = isinstance(result, (tuple, list)) and len(result) == 2
     if pair and _matches(result[1], state):
         return result[0], _restore(result[1], state)
-    if _matches(result, state):
+    if _matches(result, state) and leaves(state):
         return leaves(result)[0], _restore(result, state)
     returned = result[1] if pair and same_structure(result[1], state) else result
-    raise StateError(_mismatch(returned, state))
+    if same_structure(returned, state):
+        raise StateError(
+            "dynamic_rnn: the cell must return a state shaped like the one it gets.\n"
+            + "\n".join(_differences(returned, state, "state"))
+            + "\nMake the cell return those shapes, or pass an initial_state of the shapes it returns."
+        )
+    raise StateError(
+        f"dynamic_rnn: the cell must return a state of the structure of the one it gets.\n"
+        f"  expected {describe(state)}, alone or as the second of a pair (output, state)\n"
+        f"  got      {describe(result)}\n"
+        f"Return (output, next_state), or pass the initial_state that next_state belongs to."
+    )
+
+
+def check_output(output: Nested, rows: int) -> None:
+    """A cell's output has one entry per row in every leaf; what is shared by rows could not be told from a row."""
+    for path, leaf in leaves_with_paths(output, "output"):
+        if not _has_rows(leaf, rows):
+            raise StateError(
+                f"dynamic_rnn: every leaf of a cell's output has one entry per row: {path} must be [{rows}, ...], "
+                f"got {_word(leaf)}. Expand what all rows share, and return as the output what each row has."
+            )
+
+
+@contextmanager
+def trial(xs: Nested) -> Iterator[None]:
+    """Around a step that is no step of the run: it leaves gradients and the random streams as they were.
+
+    Trials that follow each other see the same noise (but on "mps", whose generator cannot be forked).
+    """
+    device = leaves(xs)[0].device
+    accelerators = [] if device.type in ("cpu", "mps") else [device]
+    kind = device.type if accelerators else None
+    with torch.no_grad(), torch.random.fork_rng(devices=accelerators, device_type=kind):
+        yield
 
 
 def describe(value: Nested) -> str:
@@ -94,29 +188,22 @@ def _word(leaf: Any) -> str:
     return f"{str(leaf.dtype).removeprefix('torch.')}[{', '.join(map(str, leaf.shape))}]"
 
 
-def _mismatch(returned: Nested, state: Nested) -> str:
-    rule = "dynamic_rnn: the cell must return a state shaped like the one it gets.\n"
-    if same_structure(returned, state):
-        lines = "\n".join(_differences(returned, state, "state", rows=True))
-        return (
-            rule
-            + lines
-            + "\nMake the cell return those shapes, or pass an initial_state of the shapes it returns."
-        )
-    return (
-        f"{rule}  expected {describe(state)}, alone or as the second of a pair (output, state)\n"
-        f"  got      {describe(returned)}\nReturn (output, next_state), or pass the initial_state it belongs to."
-    )
+def _differences(given: Nested, like: Nested, root: str, *, any_dtype: bool = False) -> list[str]:
+    """Leaf by leaf, what differs: one line each."""
+    named = leaves_with_paths(like, root)
+    return [
+        f"  {path}: expected {_word(b)}, got {_word(a)}"
+        for (path, b), a in zip(named, leaves_as(given, like), strict=True)
+        if not (a.shape == b.shape if any_dtype else _same_kind(a, b))
+    ]
 
 
-def _differences(given: Nested, like: Nested, root: str, *, rows: bool) -> list[str]:
-    lines = []
-    start = 0 if rows else 1
-    for (path, a), b in zip(leaves_with_paths(given, root), leaves(like)):
-        same_dtype = _dtypes_agree(a, b) or not rows
-        if a.shape[start:] != b.shape[start:] or not same_dtype:
-            lines.append(f"  {path}: expected {_word(b)}, got {_word(a)}")
-    return lines
+def _same_kind(a: Any, b: Tensor) -> bool:
+    return isinstance(a, Tensor) and a.shape == b.shape and _dtypes_agree(a, b)
+
+
+def _has_rows(leaf: Any, rows: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == rows
 
 
 def _dtypes_agree(a: Tensor, b: Tensor) -> bool:
@@ -126,28 +213,17 @@ def _dtypes_agree(a: Tensor, b: Tensor) -> bool:
 
 
 def _matches(value: Nested, state: Nested) -> bool:
-    return same_structure(value, state) and all(
-        isinstance(a, Tensor) and a.shape == b.shape and _dtypes_agree(a, b)
-        for a, b in zip(leaves(value), leaves(state))
-    )
+    return same_structure(value, state) and all(map(_same_kind, leaves_as(value, state), leaves(state)))
 
 
 def _restore(value: Nested, state: Nested) -> Nested:
     flat, structure = flatten(state)
-    return unflatten(structure, [a.to(b.dtype) for a, b in zip(leaves(value), flat)])
+    return unflatten(structure, [a.to(b.dtype) for a, b in zip(leaves_as(value, state), flat)])
 
 
-def _check_leaf(path: str, leaf: Any, batch_size: int) -> None:
-    if not isinstance(leaf, Tensor):
-        raise StateError(
-            f"dynamic_rnn: every leaf of a state is a tensor; {path} is a {type(leaf).__name__}."
-        )
-    if leaf.dim() == 0 or leaf.shape[0] != batch_size:
-        raise StateError(
-            f"dynamic_rnn: every leaf of a state has one entry per row of the batch on its first axis: "
-            f"{path} must be [{batch_size}, ...], got {_word(leaf)}. "
-            f"Expand it over the rows, for example with tensor.expand({batch_size}, ...)."
-        )
+def _state_size(cell: Any) -> Any:
+    size = getattr(cell, "state_size", None)
+    return None if isinstance(size, Tensor) else size
 
 
 def _zeros_of_size(size: Any, batch_size: int, dtype: torch.dtype, device: torch.device) -> Nested:
@@ -162,57 +238,54 @@ def _zeros_of_size(size: Any, batch_size: int, dtype: torch.dtype, device: torch
         return type(size)(*parts) if hasattr(size, "_fields") else type(size)(parts)
     raise StateError(
         f"dynamic_rnn: a cell's state_size is an int, a torch.Size or a nested structure of them, got "
-        f"{type(size).__name__}. Give the cell an initial_state(batch_size, dtype, device) method, or pass initial_state."
+        f"{type(size).__name__}. Write an initial_state(batch_size, dtype, device) method, or pass initial_state=."
     )
 
 
 def _probed_state(cell: Any, xs: Nested, batch_size: int) -> Nested:
-    row = map_leaves(lambda x: x[:1].detach() if len(x) else x.new_zeros(1, *x.shape[1:]), xs)
+    x = _one_row(xs)
     try:
-        first = _quietly(cell, row, None)
+        with trial(xs):
+            first = cell(x, None)
     except Exception as error:
-        raise _unknown_state(f"cell(inputs, None) raised {type(error).__name__}: {error}") from error
+        raise StateError(f"{UNKNOWN}: cell(inputs, None) raised {type(error).__name__}: {error}. {REMEDY}") from error
     for candidate in _candidates(first):
         zeros = map_leaves(torch.zeros_like, candidate)
         try:
-            again = _quietly(cell, row, zeros)
+            with trial(xs):
+                again = cell(x, zeros)
             split_result(again, zeros)
-        except Exception:  # noqa: BLE001, S112 - this reading of the result does not fit; the next one may
+        except Exception:  # this reading of the result does not fit; the next one may
             continue
         if not _equal(first, again):
-            raise _unknown_state(
-                "cell(inputs, None) differs from cell(inputs, zeros): its own start is not zero"
-            )
+            raise StateError(f"{UNKNOWN}: cell(inputs, None) differs from cell(inputs, zeros). {REMEDY}")
         return map_leaves(lambda leaf: leaf.new_zeros(batch_size, *leaf.shape[1:]), zeros)
-    raise _unknown_state(
-        f"what cell(inputs, None) returns, {describe(first)}, is not accepted back as a state"
+    raise StateError(
+        f"{UNKNOWN}: what cell(inputs, None) returns, {describe(first)}, is not accepted back as a state. {REMEDY}"
     )
 
 
 def _candidates(result: Any) -> list[Nested]:
     pair = isinstance(result, (tuple, list)) and len(result) == 2
     found = [result[1], result] if pair else [result]
-    return [
-        c for c in found if leaves(c) and all(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves(c))
-    ]
+    return [c for c in found if leaves(c) and all(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves(c))]
 
 
 def _equal(a: Nested, b: Nested) -> bool:
-    return same_structure(a, b) and all(
-        torch.allclose(x, y, equal_nan=True) if x.is_floating_point() else torch.equal(x, y)
-        for x, y in zip(leaves(a), leaves(b))
-    )
+    return same_structure(a, b) and all(map(_equal_leaves, leaves(a), leaves_as(b, a)))
 
 
-def _quietly(cell: Any, row: Nested, state: Nested) -> Nested:
-    """One trial step that leaves gradients and the random stream alone (the same noise at each trial)."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return cell(row, state)
+def _equal_leaves(a: Any, b: Any) -> bool:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return a is b
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.allclose(a, b, equal_nan=True) if a.is_floating_point() else torch.equal(a, b)
 
 
-def _unknown_state(reason: str) -> StateError:
-    return StateError(
-        f"dynamic_rnn: cannot tell the state this cell starts from ({reason}). Pass initial_state=, or give the cell "
-        f"an initial_state(batch_size, dtype, device) method or a state_size."
-    )
+def _one_row(xs: Nested) -> Nested:
+    return map_leaves(lambda x: x[:1].detach() if len(x) else _zero_row(x), xs)
+
+
+def _zero_row(leaf: Tensor) -> Tensor:
+    return leaf.new_zeros(1, *leaf.shape[1:])

@@ -4,17 +4,26 @@ Sources: TensorFlow 1.15, python/ops/rnn.py (dynamic_rnn, static_rnn, bidirectio
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
 from throughtime._errors import ResetError, SequenceError
-from throughtime._nested import Nested, leaves, leaves_with_paths, map_leaves, same_structure
+from throughtime._nested import (
+    Nested,
+    flatten,
+    leaves,
+    leaves_as,
+    map_leaves,
+    same_structure,
+    unflatten,
+)
 from throughtime._pipeline import Run, run
-from throughtime._sequence import Ragged, read_sequence
-from throughtime._state import fit_state, initial_row_consts, initial_state as start_of
+from throughtime._sequence import Ragged, read_reset, read_sequence
+from throughtime._state import declares_state, describe, fit_state, initial_row_consts, zero_state
+from throughtime._state import initial_state as start_of
 from throughtime._types import Backend, Cell
 
 __all__ = ["bidirectional_dynamic_rnn", "dynamic_rnn", "static_rnn"]
@@ -57,8 +66,9 @@ def dynamic_rnn(
         parallel_iterations: how many steps' state-free work is done at once (a chunk; 32 by default).
         swap_memory: what the backward pass needs is moved out of fast memory, as `memory=Spill()`.
         time_major: whether time is the first axis of padded inputs and outputs.
-        reset: bool, like the inputs' first two axes; where true, the row's state is put back before that step.
-        reset_state: what it is put back to; by default the cell's own initial state.
+        reset: a bool mask [B, T], or in the layout of the inputs; where true, the row's state is put back before that
+            step.
+        reset_state: what it is put back to; by default the cell's own initial state, never `initial_state`.
         memory: the memory policy of the backward pass.
         backend: "auto", "native" or "portable".
 
@@ -80,10 +90,11 @@ def dynamic_rnn(
     """
     _check_options(cell, parallel_iterations, swap_memory, memory, backend)
     ragged = read_sequence(inputs, sequence_length, time_major)
-    layout = _Layout(sequence_length, time_major)
     del inputs, sequence_length
+    mask = None if reset is None else read_reset(reset, ragged, time_major)
+    del reset
     options = _Options(dtype, parallel_iterations or CHUNK, backend)
-    request = _prepare(cell, ragged, initial_state, layout.read_reset(reset, ragged), reset_state, options)
+    request = _prepare(cell, ragged, initial_state, mask, reset_state, options)
     return _finish(ragged, *run(request))
 
 
@@ -161,9 +172,7 @@ def static_rnn(
             f"Use dynamic_rnn for one tensor, or list(inputs.unbind(1))."
         )
     if not inputs:
-        raise SequenceError(
-            "static_rnn: inputs must not be empty. Use dynamic_rnn for sequences of no steps."
-        )
+        raise SequenceError("static_rnn: inputs must not be empty. Use dynamic_rnn for sequences of no steps.")
     steps = len(inputs)
     stacked = _stack(inputs)
     outputs, state = dynamic_rnn(
@@ -172,33 +181,11 @@ def static_rnn(
     return [map_leaves(lambda leaf: leaf[t], outputs) for t in range(steps)], state  # noqa: B023
 
 
+@dataclass(frozen=True)
 class _Options:
-    def __init__(self, dtype: torch.dtype | None, chunk: int, backend: Backend) -> None:
-        self.dtype, self.chunk, self.backend = dtype, chunk, backend
-
-
-class _Layout:
-    """How a reset mask stands: like the inputs."""
-
-    def __init__(self, sequence_length: Any, time_major: bool) -> None:
-        self.sequence_length, self.time_major = sequence_length, time_major
-
-    def read_reset(self, reset: Any, ragged: Ragged) -> Tensor | None:
-        """A mask in the layout of the inputs -> bool [N], or None."""
-        if reset is None:
-            return None
-        if not isinstance(reset, (Tensor, PackedSequence)):
-            reset = torch.as_tensor(reset)
-        mask = read_sequence(reset, self.sequence_length, self.time_major)
-        flat: Tensor = mask.xs
-        if flat.dtype != torch.bool or flat.dim() != 1:
-            raise ResetError(
-                f"dynamic_rnn: reset must be a bool mask with one entry per row and step, got {flat.dtype} with "
-                f"{flat.dim() - 1} further axes. Write reset=done.bool(), shaped [B, T]."
-            )
-        if mask.active != ragged.active or mask.batch_size != ragged.batch_size:
-            raise ResetError("dynamic_rnn: reset must have the batch size and the lengths of the inputs.")
-        return flat.to(ragged.device)
+    dtype: torch.dtype | None
+    chunk: int
+    backend: Backend
 
 
 def _prepare(
@@ -211,15 +198,17 @@ def _prepare(
 ) -> Run:
     rows, dtype, device = ragged.batch_size, options.dtype or _dtype_of(ragged.xs, cell), ragged.device
     own = None
-    if initial_state is None or (reset is not None and reset_state is None) or _declares_state(cell):
+    if initial_state is None or declares_state(cell):
         own = start_of(cell, ragged.xs, rows, dtype, device)
-    state = fit_state(own if initial_state is None else initial_state, own, rows, "initial_state")
+    given = own if initial_state is None else initial_state
+    state = fit_state(given, own, rows, "initial_state", any_dtype=True)
+    del initial_state, given
+    if reset is None and reset_state is not None:
+        raise ResetError("dynamic_rnn: reset_state says what a reset goes back to; pass reset= too.")
     if reset is not None:
         if reset_state is None:
-            reset_state = own
+            reset_state = zero_state(cell, ragged.xs, state) if own is None else own
         reset_state = ragged.sort_rows(fit_state(reset_state, state, rows, "reset_state"))
-    elif reset_state is not None:
-        raise ResetError("dynamic_rnn: reset_state says what a reset goes back to; pass reset= too.")
     row_consts = initial_row_consts(cell, rows, dtype, device)
     return Run(
         cell,
@@ -237,33 +226,35 @@ def _finish(ragged: Ragged, ys: Nested, state: Nested) -> tuple[Nested, Nested]:
     return ragged.restore(ys), ragged.unsort_rows(state)
 
 
-def _declares_state(cell: Any) -> bool:
-    return callable(getattr(cell, "initial_state", None)) or getattr(cell, "state_size", None) is not None
-
-
 def _dtype_of(xs: Nested, cell: Any) -> torch.dtype:
-    """The inputs' dtype; for token ids, that of the cell's weights."""
+    """The inputs' dtype; for token ids, that of the cell's weights.
+
+    Under autocast inputs may come rounded from the layer before; the state stays in full precision.
+    """
     weights = cell.parameters() if isinstance(cell, torch.nn.Module) else ()
-    floating = (t.dtype for t in (*leaves(xs), *weights) if t.is_floating_point())
-    return next(floating, torch.get_default_dtype())
+    first = leaves(xs)[0]
+    floating = (t.dtype for t in (*leaves(xs), *weights) if t.dtype.is_floating_point)
+    dtype = next(floating, torch.get_default_dtype())
+    rounded = dtype.itemsize < torch.float32.itemsize and torch.is_autocast_enabled(first.device.type)
+    return torch.float32 if rounded else dtype
 
 
 def _stack(inputs: Sequence[Nested]) -> Nested:
+    first, structure = flatten(inputs[0])
+    columns = []
     for t, step in enumerate(inputs):
-        same = same_structure(step, inputs[0]) and all(
-            a.shape == b.shape for a, b in zip(leaves(step), leaves(inputs[0]))
-        )
-        if not same:
-            shapes = [list(leaf.shape) for _, leaf in leaves_with_paths(step, "")]
+        alike = same_structure(step, inputs[0])
+        flat = leaves_as(step, inputs[0]) if alike else []
+        if not alike or any(not isinstance(a, Tensor) or a.shape != b.shape for a, b in zip(flat, first)):
             raise SequenceError(
-                f"static_rnn: all inputs have the shapes of inputs[0]; inputs[{t}] has {shapes}."
+                f"static_rnn: all inputs are tensors of the shapes of inputs[0], {describe(inputs[0])}; "
+                f"inputs[{t}] is {describe(step)}."
             )
-    return map_leaves(lambda *steps: torch.stack(steps), inputs[0], *inputs[1:])
+        columns.append(flat)
+    return unflatten(structure, map(torch.stack, zip(*columns)))
 
 
-def _check_options(
-    cell: Any, parallel_iterations: int | None, swap_memory: bool, memory: Any, backend: str
-) -> None:
+def _check_options(cell: Any, parallel_iterations: int | None, swap_memory: bool, memory: Any, backend: str) -> None:
     if not callable(cell):
         raise TypeError(
             f"dynamic_rnn: a cell is a callable (input, state) -> (output, next_state), got a {type(cell).__name__}."
@@ -273,6 +264,4 @@ def _check_options(
     if backend not in ("auto", "native", "portable"):
         raise ValueError(f"dynamic_rnn: backend must be 'auto', 'native' or 'portable', got {backend!r}.")
     if swap_memory or memory is not None:
-        raise NotImplementedError(
-            "dynamic_rnn: memory policies are not there yet; leave memory and swap_memory out."
-        )
+        raise NotImplementedError("dynamic_rnn: memory policies are not there yet; leave memory and swap_memory out.")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from throughtime._nested import Nested, Structure, flatten, map_leaves, unflatten
+from throughtime._nested import Nested, Structure, flatten, leaves_as, map_leaves, unflatten
 
 __all__ = ["PortableLoop"]
 
@@ -38,10 +38,12 @@ class PortableLoop:
         outputs: list[Nested] = []
         row_consts, reset_state = self.row_consts, self.reset_state
         resets = self._resets()
+        running = _rows((state, row_consts))
         for t, rows in enumerate(self.active):
-            if rows < _rows(state):
+            if rows < running:
                 finished.append(map_leaves(lambda leaf: leaf[rows:], state))  # noqa: B023
                 state, row_consts, reset_state = (_head(v, rows) for v in (state, row_consts, reset_state))
+                running = rows
             if (mask := resets[t]) is not None:
                 state = _put_back(mask, reset_state, state)
             output, state = self.step(xs_by_step[t], state, row_consts)
@@ -62,8 +64,9 @@ class PortableLoop:
         return [mask if need else None for mask, need in zip(masks, needed)]
 
 
-def _rows(state: Nested) -> int:
-    flat, _ = flatten(state)
+def _rows(value: Nested) -> int:
+    """The rows of a batch; 0 where nothing is kept per row, so that nothing need be cut."""
+    flat, _ = flatten(value)
     return flat[0].shape[0] if flat else 0
 
 
@@ -82,5 +85,5 @@ def _join(parts: list[Nested]) -> Nested:
     if len(parts) == 1:
         return parts[0]
     structure: Structure = flatten(parts[0])[1]
-    columns = zip(*(flatten(part)[0] for part in parts))
+    columns = zip(*(leaves_as(part, parts[0]) for part in parts), strict=True)
     return unflatten(structure, [torch.cat(column) for column in columns])

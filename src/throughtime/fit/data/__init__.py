@@ -1,0 +1,1 @@
+"""A source's name -> sequences in three parts -> batches of similar length."""

@@ -1,0 +1,86 @@
+"""What the options name -> Table or Data. The only place that knows the kinds of sources."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from throughtime.fit.data.digits import read_digits
+from throughtime.fit.data.encoding import Encoding, encode, learn_encoding
+from throughtime.fit.data.idx import read_idx
+from throughtime.fit.data.parquet import Columns, read_parquet
+from throughtime.fit.data.split import assign_parts
+from throughtime.fit.data.table import Table
+from throughtime.fit.errors import FitError
+from throughtime.fit.options import DataOptions
+
+__all__ = ["PARTS", "Data", "absolute_source", "read_data", "read_table", "source_name"]
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Encoded sequences in three parts, and a fingerprint of all of them."""
+
+    train: Table
+    validation: Table
+    test: Table
+    encoding: Encoding
+    fingerprint: str
+
+    def part(self, name: str) -> Table:
+        return {"train": self.train, "validation": self.validation, "test": self.test}[name]
+
+
+def read_data(options: DataOptions, tokens: bool, encoding: Encoding | None = None) -> Data:
+    """The source, split and encoded; the encoding is learned from the training part unless it is known."""
+    table = read_table(options, tokens, need_labels=True)
+    parts = assign_parts(table, options.validation, options.test, options.split_seed)
+    rows = {part: np.flatnonzero(parts == part) for part in PARTS}
+    encoding = encoding or learn_encoding(table, rows["train"], options.classes)
+    encoded = replace(encode(table, encoding), parts=parts)
+    return Data(*(encoded.take(rows[part]) for part in PARTS), encoding=encoding, fingerprint=_fingerprint(encoded))
+
+
+def read_table(options: DataOptions, tokens: bool, need_labels: bool) -> Table:
+    """Without `need_labels`, a Parquet file may lack the label column."""
+    kind, path = _split_source(options.data)
+    if kind == "parquet":
+        return read_parquet(path, _columns(options, path, need_labels), tokens)
+    if tokens:
+        raise FitError(f"--embed takes steps that are tokens; {options.data} has rows of pixels as steps.")
+    return read_digits() if kind == "digits" else read_idx(path)
+
+
+def absolute_source(source: str) -> str:
+    """The same source, readable from every directory."""
+    kind, path = _split_source(source)
+    return source if kind == "digits" else f"{kind}:{path.resolve()}"
+
+
+def source_name(source: str) -> str:
+    """A short name for run directories and titles."""
+    kind, path = _split_source(source)
+    return kind if kind == "digits" else path.resolve().stem
+
+
+def _split_source(source: str) -> tuple[str, Path]:
+    kind, _, rest = source.partition(":")
+    if source == "digits" or (kind in ("idx", "parquet") and rest):
+        return kind, Path(rest).expanduser()
+    raise FitError(f"--data is 'digits', 'idx:DIRECTORY' or 'parquet:FILE', got {source!r}.")
+
+
+def _columns(options: DataOptions, path: Path, need_labels: bool) -> Columns:
+    steps = tuple(name.strip() for name in (options.columns or "").split(",") if name.strip())
+    columns = Columns(steps, options.label, options.split_column)
+    return columns if need_labels else columns.where_present(path)
+
+
+def _fingerprint(table: Table) -> str:
+    digest = hashlib.sha256()
+    for array in (table.values, table.lengths, table.labels, table.parts):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]

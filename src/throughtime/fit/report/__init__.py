@@ -1,0 +1,1 @@
+"""A finished run -> one page that needs nothing else: measure, draw, fill in the template."""

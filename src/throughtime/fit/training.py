@@ -1,0 +1,160 @@
+"""A model and batches -> one step of training, validation or prediction, and the trainer that repeats them."""
+
+import dataclasses
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from throughtime.fit.checkpoint import SafeCheckpoint
+from throughtime.fit.data.batches import Batch
+from throughtime.fit.model import SequenceClassifier, seed_noise
+from throughtime.fit.options import TrainingOptions
+
+__all__ = ["ClassifierTraining", "Processes", "Totals", "make_trainer"]
+
+
+@dataclass
+class Totals:
+    """Sums over the sequences of (a part of) an epoch, in all processes."""
+
+    loss: float = 0.0
+    correct: float = 0.0
+    rows: float = 0.0
+
+    def add(self, loss: float, correct: float, rows: float) -> None:
+        self.loss, self.correct, self.rows = self.loss + loss, self.correct + correct, self.rows + rows
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / max(self.rows, 1)
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / max(self.rows, 1)
+
+
+class ClassifierTraining(pl.LightningModule):
+    """Cross entropy, averaged over the rows of the whole batch, whichever process holds them.
+
+    totals: of the epoch so far; whoever reads them at its end makes new ones. batch_loss: of the last batch.
+    """
+
+    def __init__(self, model: SequenceClassifier, options: TrainingOptions) -> None:
+        super().__init__()
+        self.model = model
+        self.options = options
+        self.totals = {"train": Totals(), "validation": Totals()}
+        self.batch_loss = 0.0
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.model.parameters(), lr=self.options.learning_rate)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """The noise of a step depends on the step alone, so that a resumed run draws the same."""
+        seed_noise(self.options.seed, 1 + self.global_step, self.global_rank)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self._measure(batch, "train")
+        if not bool(batch.lengths.any()):
+            loss = loss + self._nothing()
+        # The gradients of the processes are averaged; each must count with the rows it holds of the whole batch.
+        return loss * self.trainer.world_size / batch.total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._measure(batch, "validation")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """(row numbers, log probabilities [B, classes])."""
+        logits = self.model(batch.values, batch.lengths).cpu().double()
+        return batch.rows.cpu(), logits.log_softmax(-1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["totals"] = dataclasses.asdict(self.totals["train"])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.totals["train"] = Totals(**checkpoint["totals"])
+
+    def _measure(self, batch: Batch, part: str) -> Tensor:
+        """The sum of the losses of this process's rows; those of all processes go into the totals."""
+        logits = self.model(batch.values, batch.lengths)
+        assert batch.labels is not None
+        loss = cross_entropy(logits, batch.labels, reduction="sum")
+        correct = (logits.argmax(-1) == batch.labels).sum()
+        local = torch.stack([loss.detach(), correct.to(loss.dtype)])
+        summed: Any = self.trainer.strategy.reduce(local, reduce_op="sum")
+        loss_sum, correct_sum = summed.tolist()
+        self.totals[part].add(loss_sum, correct_sum, batch.total)
+        self.batch_loss = loss_sum / batch.total
+        return loss
+
+    def _nothing(self) -> Tensor:
+        """0 that depends on every parameter: where no row has a step, the cells would have no gradient at all."""
+        return torch.stack([(p * 0).sum() for p in self.model.parameters()]).sum()
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Who takes part, as torchrun says."""
+
+    rank: int
+    world: int
+    local: int
+
+    @staticmethod
+    def from_environment() -> "Processes":
+        rank, world, local = (int(os.environ.get(name, default)) for name, default in _TORCHRUN.items())
+        return Processes(rank, world, local)
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+_TORCHRUN = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+
+
+def make_trainer(
+    options: TrainingOptions, callbacks: Sequence[pl.Callback], processes: Processes | None = None
+) -> pl.Trainer:
+    """Lightning's trainer; without `processes` for this process alone."""
+    _quieten()
+    together = processes is not None and processes.world > 1
+    spread: dict[str, Any] = {"devices": 1}
+    plugins: list[Any] = [SafeCheckpoint()]
+    if together and processes is not None:
+        nodes = processes.world // processes.local
+        spread = {"devices": processes.local, "num_nodes": nodes, "strategy": "ddp"}
+    else:
+        plugins.append(LightningEnvironment())  # even where torchrun started this process
+    return pl.Trainer(
+        accelerator=options.accelerator,
+        precision=options.precision,
+        max_epochs=options.epochs,
+        gradient_clip_val=options.clip or None,
+        callbacks=list(callbacks),
+        plugins=plugins,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        **spread,
+    )
+
+
+def _quieten() -> None:
+    """Lightning's remarks about devices, workers and other products say nothing about this run."""
+    for name in ("pytorch_lightning", "lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for module in ("pytorch_lightning", "lightning_fabric", "torchmetrics"):
+        warnings.filterwarnings("ignore", module=rf"{module}\..*")

@@ -33,12 +33,16 @@ class LoopPlan:
     inputs: the step's inputs.
     cotangents: d_ys and d_next_carry.
     once: nodes that depend on consts only.
-    saved: forward values that are stored for every pair, for the backward pass.
-    traced: carry leaves (by index) whose value after each step is stored for every pair.
+    saved: forward values that are stored for every pair, for the backward pass; never one of `ys` or `next_carry`.
+    traced: carry leaves (by index) whose value after each step is stored for every pair. A carry that no step changes
+        (it is its own `next_carry`) is never traced: its value is the initial one.
     backward: stages of the backward step; they hold clones of the forward nodes that are computed again.
     reductions: nodes that contract the rows: summed over all pairs.
     after: nodes that depend on sums and consts only, and are linear in the sums.
     d_consts, d_row_consts, d_xs, d_carry: the names of the gradients; None where there is none.
+
+    Any of these names may be an input: a y may be a carry, a next carry another carry or an x, a gradient a cotangent.
+    A batched stage may read a carry that it is no part of: its value before each step, known from an earlier stage.
     """
 
     inputs: tuple[Input, ...]
@@ -79,7 +83,12 @@ class LoopPlan:
         traced = [self.of_kind("carry")[i].path for i in self.traced]
         lines = ["inputs", *(f"  {i}" for i in (*self.inputs, *self.cotangents))]
         lines += ["once", *(f"  {node}" for node in self.once)]
-        lines += ["forward", *map(str, self.forward), f"  ys: {_names(self.ys)}", f"  next_carry: {_names(self.next_carry)}"]
+        lines += [
+            "forward",
+            *map(str, self.forward),
+            f"  ys: {_names(self.ys)}",
+            f"  next_carry: {_names(self.next_carry)}",
+        ]
         lines += [f"saved: {', '.join(saved) or '(nothing)'}", f"traced: {', '.join(traced) or '(nothing)'}"]
         lines += ["backward", *map(str, self.backward)]
         lines += ["reductions", *(f"  {node}" for node in self.reductions)]

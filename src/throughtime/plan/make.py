@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from throughtime._errors import PlanError
-from throughtime.capture.graph import Node, StepPair
+from throughtime.capture.graph import Node, Ref, StepPair
 from throughtime.plan.editor import GraphEditor, has_rows
 from throughtime.plan.loop_plan import LoopPlan
 from throughtime.plan.normalise import normalise
@@ -12,36 +12,31 @@ from throughtime.plan.stages import make_stages
 
 __all__ = ["make_plan"]
 
-LINEAR = VIEWS | {"add", "sub", "neg", "sum", "cat", "to_dtype", "mul", "div", "mm", "where", "outer"}
+LINEAR = VIEWS | {"add", "sub", "neg", "sum", "cumsum", "flip", "cat", "to_dtype", "mul", "div", "mm", "bmm", "where"}
 """Operators that keep a sum over pairs a sum, when all but one of their operands are consts."""
 
 
 def make_plan(pair: StepPair) -> LoopPlan:
     """What leaves the loop, what stays, what is stored for the backward pass. Raises PlanError."""
     graph = normalise(pair)
-    kinds = _Kinds(graph)
-    residuals = _residuals(graph, kinds)
+    sorted_nodes = _SortedNodes(graph)
+    residuals = _residuals(graph, sorted_nodes)
     carries = pair.forward.of_kind("carry")
-    paths = {c.name: c.path for c in carries}
-    d_next = _cotangents_of_carries(pair)
-    backward_feedback = {
-        cotangent: gradient
-        for cotangent, gradient in zip(d_next, _floating(graph.outputs["d_carry"], carries))
-        if gradient is not None
-    }
-    d_paths = dict(zip(d_next, (f"d {c.path}" for c in carries if c.dtype.is_floating_point)))
+    paths = {carry.name: carry.path for carry in carries}
+    floating = [carry for carry in carries if carry.dtype.is_floating_point]
+    d_paths = {c.name: f"d {carry.path}" for c, carry in zip(graph.of_kind("d_next_carry"), floating, strict=True)}
     return LoopPlan(
         inputs=pair.forward.inputs,
         cotangents=pair.backward_inputs,
-        once=tuple(kinds.once),
-        forward=make_stages(kinds.forward, dict(zip(paths, graph.outputs["next_carry"])), paths),  # type: ignore[arg-type]
+        once=tuple(sorted_nodes.once),
+        forward=make_stages(sorted_nodes.forward, graph.forward_feedback, paths),
         ys=_names(graph.outputs["ys"]),
         next_carry=_names(graph.outputs["next_carry"]),
         saved=residuals.saved,
-        traced=_traced(graph, kinds, residuals),
-        backward=make_stages([*residuals.recomputed, *kinds.backward], backward_feedback, d_paths),
-        reductions=tuple(kinds.reductions),
-        after=tuple(kinds.after),
+        traced=residuals.traced,
+        backward=make_stages([*residuals.recomputed, *sorted_nodes.backward], graph.backward_feedback, d_paths),
+        reductions=tuple(sorted_nodes.reductions),
+        after=tuple(sorted_nodes.after),
         d_consts=graph.outputs["d_consts"],
         d_row_consts=graph.outputs["d_row_consts"],
         d_xs=graph.outputs["d_xs"],
@@ -49,51 +44,48 @@ def make_plan(pair: StepPair) -> LoopPlan:
     )
 
 
-class _Kinds:
-    """The nodes of a normalised graph by what they depend on; the order within each is the graph's."""
+class _SortedNodes:
+    """The nodes of a normalised graph by what they depend on; the order within each kind is the graph's."""
 
     def __init__(self, graph: GraphEditor) -> None:
+        self.graph = graph
         self.once: list[Node] = []
         self.forward: list[Node] = []
         self.backward: list[Node] = []
         self.reductions: list[Node] = []
         self.after: list[Node] = []
+        self.consts = {i.name for i in graph.of_kind("const")}
+        self._sums: set[str] = set()
         forward_names = _ancestors(graph, (*graph.outputs["ys"], *graph.outputs["next_carry"]))
-        sums: set[str] = set()
-        consts = {i.name for i in graph.inputs.values() if i.kind == "const"}
         for node in graph.nodes.values():
             if has_rows(node):
+                _check_free_of_sums(node, self._sums)
                 (self.forward if node.name in forward_names else self.backward).append(node)
-            elif all(operand in consts for operand in node.operands):
-                consts.add(node.name)
-                self.once.append(node)
-            elif any(has_rows(graph.value(operand)) for operand in node.operands):
-                _check_reduction(node, graph)
-                sums.add(node.name)
-                self.reductions.append(node)
             else:
-                _check_linear(node, sums)
-                sums.add(node.name)
-                self.after.append(node)
-        self.consts = consts
+                self._sort_const(node)
+
+    def _sort_const(self, node: Node) -> None:
+        if all(operand in self.consts for operand in node.operands):
+            self.consts.add(node.name)
+            self.once.append(node)
+            return
+        self._sums.add(node.name)
+        if any(has_rows(self.graph.value(operand)) for operand in node.operands):
+            _check_reduction(node, self.graph)
+            self.reductions.append(node)
+        else:
+            _check_linear(node, self._sums)
+            self.after.append(node)
 
 
-def _residuals(graph: GraphEditor, kinds: _Kinds) -> Residuals:
-    forward = {node.name: node for node in kinds.forward}
-    needed = {o for node in (*kinds.backward, *kinds.reductions) for o in node.operands if o in forward}
-    needed |= {name for name in _gradients(graph) if name in forward}
-    kept = {i.name for i in graph.inputs.values()} | kinds.consts
-    kept |= set(graph.outputs["next_carry"]) | set(graph.outputs["ys"])  # type: ignore[arg-type]
-    return choose_residuals(forward, needed, kept)
-
-
-def _traced(graph: GraphEditor, kinds: _Kinds, residuals: Residuals) -> tuple[int, ...]:
-    """The carry leaves whose values the backward pass reads, before a step or after it."""
-    nodes = (*kinds.backward, *kinds.reductions, *residuals.recomputed)
-    used = {operand for node in nodes for operand in node.operands} | set(_gradients(graph))
-    carries = [i.name for i in graph.inputs.values() if i.kind == "carry"]
-    following = graph.outputs["next_carry"]
-    return tuple(i for i, name in enumerate(carries) if name in used or following[i] in used)
+def _residuals(graph: GraphEditor, sorted_nodes: _SortedNodes) -> Residuals:
+    inputs = [i for i in graph.inputs.values() if i.kind not in ("d_ys", "d_next_carry")]
+    recomputable = {node.name for node in sorted_nodes.forward} | {i.name for i in inputs if i.kind == "carry"}
+    needed = {o for node in (*sorted_nodes.backward, *sorted_nodes.reductions) for o in node.operands}
+    needed |= set(_gradients(graph))
+    free = {i.name for i in inputs if i.kind != "carry"} | sorted_nodes.consts | set(_names(graph.outputs["ys"]))
+    next_carry = _names(graph.outputs["next_carry"])
+    return choose_residuals(sorted_nodes.forward, needed & recomputable, free, inputs, next_carry)
 
 
 def _gradients(graph: GraphEditor) -> list[str]:
@@ -109,16 +101,16 @@ def _ancestors(graph: GraphEditor, names: Iterable[str | None]) -> set[str]:
     return found
 
 
-def _cotangents_of_carries(pair: StepPair) -> list[str]:
-    return [i.name for i in pair.backward_inputs if i.kind == "d_next_carry"]
-
-
-def _floating(gradients: Sequence[str | None], carries: Sequence) -> list[str | None]:
-    return [gradient for gradient, carry in zip(gradients, carries) if carry.dtype.is_floating_point]
-
-
 def _names(names: Sequence[str | None]) -> tuple[str, ...]:
     return tuple(name for name in names if name is not None)
+
+
+def _check_free_of_sums(node: Node, sums: set[str]) -> None:
+    if not sums.isdisjoint(node.operands):
+        raise PlanError(
+            f"a value of a row depends on a sum over all rows: '{node.op}' ({node}). "
+            f"The portable backend runs it if the cell is meant to mix its rows."
+        )
 
 
 def _check_reduction(node: Node, graph: GraphEditor) -> None:
@@ -134,9 +126,10 @@ def _check_reduction(node: Node, graph: GraphEditor) -> None:
 
 def _check_linear(node: Node, sums: set[str]) -> None:
     depending = [operand for operand in node.operands if operand in sums]
-    products = node.op in ("mul", "mm", "outer") and len(depending) > 1
-    divisor = node.op == "div" and node.operands[-1] in sums
-    condition = node.op == "where" and node.operands[0] in sums
+    products = node.op in ("mul", "mm", "bmm") and len(depending) > 1
+    names = [arg.name if isinstance(arg, Ref) else None for arg in node.args]
+    divisor = node.op == "div" and names[1] in sums
+    condition = node.op == "where" and names[0] in sums
     if node.op not in LINEAR or products or divisor or condition:
         raise PlanError(
             f"the gradient of a const is not linear in its sum over rows: '{node.op}' ({node}). "

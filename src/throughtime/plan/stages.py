@@ -14,10 +14,13 @@ from throughtime.capture.graph import Node
 from throughtime.plan.components import strong_components
 from throughtime.plan.loop_plan import Stage
 
-__all__ = ["HEAVY", "make_stages"]
+__all__ = ["HEAVY", "Loops", "find_loops", "make_stages"]
 
 HEAVY = frozenset({"mm", "bmm", "convolution", "convolution_backward", "embedding"})
 """Operators that are worth batching over steps."""
+
+Loops = Mapping[str, frozenset[str]]
+"""For each node and carry in a true loop: the carries of that loop."""
 
 
 def make_stages(nodes: Sequence[Node], feedback: Mapping[str, str], paths: Mapping[str, str]) -> tuple[Stage, ...]:
@@ -27,22 +30,19 @@ def make_stages(nodes: Sequence[Node], feedback: Mapping[str, str], paths: Mappi
     feedback: for each carry (an input's name) the value that becomes it at the following step.
     paths: what to call a carry.
     """
-    loops = _loops(nodes, feedback)
+    loops = find_loops(nodes, feedback)
     levels = _levels(nodes, loops, feedback)
-    _sink(nodes, levels, loops)
+    _sink(nodes, levels)
     stages = []
-    for level in range(max(levels.values(), default=-1) + 1):
+    for level in sorted(set(levels.values())):
         members = tuple(node for node in nodes if levels[node.name] == level)
-        if not members:
-            continue
         carries = {c for node in members for c in loops.get(node.name, ())}
         kind = "loop" if level % 2 else "batched"
         stages.append(Stage(kind, members, tuple(sorted(paths[c] for c in carries))))
     return tuple(stages)
 
 
-def _loops(nodes: Sequence[Node], feedback: Mapping[str, str]) -> dict[str, frozenset[str]]:
-    """For each node in a true loop: the carries of that loop."""
+def find_loops(nodes: Sequence[Node], feedback: Mapping[str, str]) -> dict[str, frozenset[str]]:
     successors: dict[str, list[str]] = {name: [] for name in [*feedback, *(node.name for node in nodes)]}
     for node in nodes:
         for operand in dict.fromkeys(node.operands):
@@ -59,70 +59,66 @@ def _loops(nodes: Sequence[Node], feedback: Mapping[str, str]) -> dict[str, froz
     return found
 
 
-def _levels(nodes: Sequence[Node], loops: Mapping[str, frozenset[str]], feedback: Mapping[str, str]) -> dict[str, int]:
-    """The least level of each node. A carry that no loop owns is a delay: it is known once its next value is.
+def _levels(nodes: Sequence[Node], loops: Loops, feedback: Mapping[str, str]) -> dict[str, int]:
+    """The least level of each node.
 
-    Levels only grow, and are bounded by twice the number of nodes, so the fixed point is reached.
+    Levels only grow, and are bounded by twice the number of nodes and carries, so the fixed point is reached.
     """
-    levels: dict[str, int] = {node.name: 0 for node in nodes}
-    carry_level: dict[str, int] = {}
+    levels = dict.fromkeys((node.name for node in nodes), 0)
+    known = dict.fromkeys(feedback, 0)
     changed = True
     while changed:
-        changed = False
+        before = {**levels, **known}
         for node in nodes:
-            level = _level(node, levels, carry_level, loops)
-            if level != levels[node.name]:
-                levels[node.name] = level
-                changed = True
-        changed |= _level_loops(levels, loops)
+            levels[node.name] = _level(node, levels, known, loops)
+        _level_loops(levels, loops)
         for carry, following in feedback.items():
-            known = levels.get(following, carry_level.get(following, 0)) | 1
-            if known != carry_level.get(carry, 1):
-                carry_level[carry] = known
-                changed = True
+            known[carry] = _level_behind(following, levels, known)
+        changed = {**levels, **known} != before
     return levels
 
 
-def _level(
-    node: Node,
-    levels: Mapping[str, int],
-    carry_level: Mapping[str, int],
-    loops: Mapping[str, frozenset[str]],
-) -> int:
-    own = loops.get(node.name)
+def _level(node: Node, levels: Mapping[str, int], known: Mapping[str, int], loops: Loops) -> int:
+    own = loops.get(node.name, frozenset())
     level = levels[node.name]
     for operand in node.operands:
-        if operand in levels:
-            level = max(level, levels[operand])
-        elif operand in carry_level and operand not in (own or ()):
-            level = max(level, carry_level[operand])
-    if own is not None:
+        if operand not in own:
+            level = max(level, levels.get(operand, 0), known.get(operand, 0))
+    if own:
         return level | 1
-    if node.op in HEAVY:
-        return level + level % 2
-    return level
+    return level + level % 2 if node.op in HEAVY else level
 
 
-def _level_loops(levels: dict[str, int], loops: Mapping[str, frozenset[str]]) -> bool:
+def _level_behind(following: str, levels: Mapping[str, int], known: Mapping[str, int]) -> int:
+    """Where a carry can be read: one step behind the value that becomes it.
+
+    In a loop's own stage; in the next batched stage after a batched one; anywhere if it becomes an input.
+    """
+    if following in levels:
+        return levels[following] if levels[following] % 2 else levels[following] + 2
+    return known.get(following, 0)
+
+
+def _level_loops(levels: dict[str, int], loops: Loops) -> None:
     """All nodes of one loop stand at one level."""
     top: dict[frozenset[str], int] = {}
     for name, carries in loops.items():
         top[carries] = max(top.get(carries, 1), levels.get(name, 1))
-    changed = False
     for name, carries in loops.items():
-        if name in levels and levels[name] != top[carries]:
+        if name in levels:
             levels[name] = top[carries]
-            changed = True
-    return changed
 
 
-def _sink(nodes: Sequence[Node], levels: dict[str, int], loops: Mapping[str, frozenset[str]]) -> None:
-    """Cheap free nodes move to the one loop that uses them."""
+def _sink(nodes: Sequence[Node], levels: dict[str, int]) -> None:
+    """Cheap batched nodes move to the one stage that uses them.
+
+    What a loop computes on the way stays in its pass: to move it would store its operands in its stead.
+    """
     users: dict[str, set[int]] = {node.name: set() for node in nodes}
     for node in reversed(nodes):
         used_at = users[node.name]
-        if node.op not in HEAVY and node.name not in loops and len(used_at) == 1:
-            levels[node.name] = max(levels[node.name], *used_at)
+        if node.op not in HEAVY and levels[node.name] % 2 == 0 and len(used_at) == 1:
+            (levels[node.name],) = used_at
         for operand in node.operands:
             if operand in users:
                 users[operand].add(levels[node.name])

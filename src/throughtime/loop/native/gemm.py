@@ -49,12 +49,16 @@ _SIGNATURES = {
     "outer": _signature("p m n a lda g ldg c ldc scratch"),
     "column_sums": _signature("p n g ldg out"),
 }
-# Additions of one accumulator follow each other every 4 or 5 cycles, two of them start each cycle.
-_ACCUMULATORS_TO_HIDE_LATENCY = 10
+# Additions to one accumulator follow each other every 4 cycles, and two additions start in each cycle.
+_ACCUMULATORS_TO_HIDE_LATENCY = 8
 _MOST_PANELS = 4
-# `outer` packs blocks of at most this many pairs, and of this many tiles of A's columns, into its scratch.
+# `product` takes its rows in groups of this many blocks, so that their part of A stays in the second cache.
+_ROW_BLOCKS_AT_ONCE = 16
+# What `outer` packs at once, measured: pairs, and bytes of each pair's row of A and of G. 400 KB in all, which the
+# second cache nearly holds; smaller blocks are packed again too often, and rows lie on pages of their own.
 _PAIRS_AT_ONCE = 256
-_TILES_AT_ONCE = 16
+_BYTES_OF_A = 1152
+_BYTES_OF_G = 512
 
 
 def panel_width(target: Target, element: ir.Type) -> int:
@@ -71,8 +75,20 @@ def packed_size(k: int, n: int, target: Target, element: ir.Type) -> int:
 
 def outer_scratch(target: Target, element: ir.Type) -> int:
     """Elements of scratch that one call of `outer` needs; each thread needs its own."""
-    rows, width = target.tile(bits_of(element)).rows, panel_width(target, element)
-    return _PAIRS_AT_ONCE * (_TILES_AT_ONCE * rows + width) + target.lanes(bits_of(element))
+    packed = _rows_packed_at_once(target, element) + _columns_packed_at_once(target, element)
+    return _PAIRS_AT_ONCE * packed + target.lanes(bits_of(element))
+
+
+def _rows_packed_at_once(target: Target, element: ir.Type) -> int:
+    """Whole tiles of A's columns, which are rows of C."""
+    rows = target.tile(bits_of(element)).rows
+    return _BYTES_OF_A * 8 // bits_of(element) // rows * rows
+
+
+def _columns_packed_at_once(target: Target, element: ir.Type) -> int:
+    """Whole panels of G's columns."""
+    width = panel_width(target, element)
+    return _BYTES_OF_G * 8 // bits_of(element) // width * width
 
 
 def _full_name(name: str, element: ir.Type, *key: int) -> str:
@@ -101,8 +117,8 @@ def _panels(rows: int, e: Emitter, element: ir.Type) -> int:
     panels = 1
     while panels < _MOST_PANELS and rows * vectors * panels < _ACCUMULATORS_TO_HIDE_LATENCY:
         panels += 1
-    # Leave a register for each row's broadcast number and one for B.
-    while panels > 1 and rows * vectors * panels + min(rows, 2) + 1 > target.vector_registers:
+    # Beside the sums: B's vectors or the rows' numbers, whichever are fewer, and one of the others.
+    while panels > 1 and rows * vectors * panels + min(rows, vectors * panels) + 1 > target.vector_registers:
         panels -= 1
     return panels
 
@@ -132,11 +148,14 @@ def _microkernel(
     def body(index: Value, carried: list[Value]) -> list[Value]:
         a_start, *sums = carried
         b_rows = [e.offset(panel, e.mul(index, width), element) for panel in b_panels]
-        b_vectors = [e.load_vector(b_rows[x // width], element, index=x % width) for x in starts]
-        factors = [e.splat(e.load(row, element, a_start)) for row in a_rows]
-        pairs = [(factor, b_vector) for factor in factors for b_vector in b_vectors]
-        new = [e.fma(factor, b_vector, old) for (factor, b_vector), old in zip(pairs, sums, strict=True)]
-        return [e.add(a_start, a_step), *new]
+
+        def of_b(j: int) -> Value:
+            return e.load_vector(b_rows[starts[j] // width], element, index=starts[j] % width)
+
+        def of_a(i: int) -> Value:
+            return e.splat(e.load(a_rows[i], element, a_start))
+
+        return [e.add(a_start, a_step), *_rank_one(e, rows, len(starts), of_a, of_b, sums)]
 
     first = [e.load_vector(row, element, index=x) for row in rows_of(init, init_ld) for x in starts]
     _, *sums = e.loop(k, body, [e.integer(0), *first])
@@ -144,6 +163,31 @@ def _microkernel(
     for (row, x), value in zip(places, sums, strict=True):
         e.store_vector(value, row, index=x)
     return e.done()
+
+
+def _rank_one(
+    e: Emitter,
+    rows: int,
+    vectors: int,
+    of_a: Callable[[int], Value],
+    of_b: Callable[[int], Value],
+    sums: list[Value],
+) -> list[Value]:
+    """sums[i, j] + a[i] * b[j]. The fewer of a and b stay in registers, the others are loaded just before their use."""
+    new = list(sums)
+    if rows < vectors:
+        factors = [of_a(i) for i in range(rows)]
+        for j in range(vectors):
+            b_vector = of_b(j)
+            for i in range(rows):
+                new[i * vectors + j] = e.fma(factors[i], b_vector, sums[i * vectors + j])
+        return new
+    b_vectors = [of_b(j) for j in range(vectors)]
+    for i in range(rows):
+        factor = of_a(i)
+        for j in range(vectors):
+            new[i * vectors + j] = e.fma(factor, b_vectors[j], sums[i * vectors + j])
+    return new
 
 
 @_once("tile")
@@ -241,20 +285,23 @@ def _few_rows(e: Emitter, element: ir.Type, few: int) -> None:
 
 
 def _many_rows(e: Emitter, element: ir.Type) -> None:
-    """Panels outside, blocks of rows inside: a panel stays in the nearest cache for all rows."""
+    """A group of rows that stays in the second cache, panels inside, a panel in the nearest cache for all its rows."""
     rows, _, n, *_ = e.arguments
     most = e.target.tile(bits_of(element)).rows
     tile = _tile(e.module, e.target, element)
 
-    def one_panel(column: Value, _: list[Value]) -> None:
-        columns = e.sub(n, column)
+    def one_group(first: Value, size: Value) -> None:
+        def one_panel(column: Value, _: list[Value]) -> None:
+            columns = e.sub(n, column)
 
-        def one_block(row: Value, size: Value) -> None:
-            e.call(tile, [size, columns, *_tile_at(e, element, row, column)])
+            def one_block(row: Value, height: Value) -> None:
+                e.call(tile, [height, columns, *_tile_at(e, element, e.add(first, row), column)])
 
-        _even_blocks(e, rows, most, one_block)
+            _even_blocks(e, size, most, one_block)
 
-    e.loop(n, one_panel, step=panel_width(e.target, element))
+        e.loop(n, one_panel, step=panel_width(e.target, element))
+
+    _even_blocks(e, rows, _ROW_BLOCKS_AT_ONCE * most, one_group)
 
 
 def _tile_at(e: Emitter, element: ir.Type, row: Value, column: Value) -> list[Value]:
@@ -311,40 +358,77 @@ def pack_b(module: ir.Module, target: Target, element: ir.Type, *, name: str) ->
     """
     e = define(module, name, _SIGNATURES["pack_b"], target)
     k, n, w, stride_k, stride_n, out = e.arguments
-    width = panel_width(target, element)
+    at_once = _columns_packed_at_once(target, element)
 
-    def one_panel(column: Value, _: list[Value]) -> None:
+    def one_group(column: Value, _: list[Value]) -> None:
         w_here, out_here = e.offset(w, e.mul(column, stride_n), element), e.offset(out, e.mul(column, k), element)
-        left = e.sub(n, column)
+        left = e.min(e.sub(n, column), at_once)
         e.choose(
             e.compare("==", stride_n, 1),
-            lambda: _copy_rows(e, element, width, k, w_here, stride_k, left, out_here, e.integer(width), True),
-            lambda: _gather_columns(e, element, width, k, w_here, left, out_here),
+            lambda: _pack_panels(e, element, k, left, w_here, stride_k, out_here),
+            lambda: _gather_panels(e, element, left, w_here, out_here),
         )
 
-    e.loop(n, one_panel, step=width)
+    e.loop(n, one_group, step=at_once)
     return e.done()
 
 
-def _gather_columns(e: Emitter, element: ir.Type, width: int, k: Value, w: Value, left: Value, out: Value) -> None:
-    """out[k][width] = w[k * stride_k + column * stride_n], element by element: packing is a copy, not arithmetic."""
-    stride_k, stride_n = e.arguments[3], e.arguments[4]
+def _pack_panels(e: Emitter, element: ir.Type, k: Value, columns: Value, w: Value, ldw: Value, out: Value) -> None:
+    """out: panels [k][NR] of w[k, columns], zeros past the last column.
+
+    Several panels side by side: rows of w tend to lie on pages of their own, which is what reading them costs.
+    """
+    width, lanes = panel_width(e.target, element), e.lanes(element)
+    whole = e.sub(columns, e.rem(columns, width))
 
     def row(index: Value, _: list[Value]) -> None:
-        source = e.offset(w, e.mul(index, stride_k), element)
-        target_row = e.offset(out, e.mul(index, width), element)
-        known = e.min(left, width)
+        source, place = e.offset(w, e.mul(index, ldw), element), e.offset(out, e.mul(index, width), element)
 
-        def take(column: Value, _: list[Value]) -> None:
-            e.store(e.load(source, element, e.mul(column, stride_n)), target_row, column)
+        def panel(column: Value, _: list[Value]) -> None:
+            from_row, to_row = e.offset(source, column, element), e.offset(place, e.mul(column, k), element)
+            for x in range(0, width, lanes):
+                e.store_vector(e.load_vector(from_row, element, index=x), to_row, index=x)
 
-        def clear(column: Value, _: list[Value]) -> None:
-            e.store(e.zero(element), target_row, column)
+        e.loop(whole, panel, step=width)
 
-        e.loop(known, take)
-        e.loop(width, clear, start=known)
+    def last() -> None:
+        w_here, place = e.offset(w, whole, element), e.offset(out, e.mul(whole, k), element)
+        left, step = e.sub(columns, whole), e.integer(width)
+        _copy_rows(e, element, width, k, w_here, ldw, left, place, step, fill=True)
 
     e.loop(k, row)
+    e.choose(e.compare("<", whole, columns), last)
+
+
+def _gather_panels(e: Emitter, element: ir.Type, columns: Value, w: Value, out: Value) -> None:
+    """The same for any strides, element by element."""
+    k, _, _, stride_k, stride_n, _ = e.arguments
+    width = panel_width(e.target, element)
+
+    def panel(column: Value, _: list[Value]) -> None:
+        left = e.sub(columns, column)
+        w_here, out_here = e.offset(w, e.mul(column, stride_n), element), e.offset(out, e.mul(column, k), element)
+
+        def row(index: Value, _: list[Value]) -> None:
+            source = e.offset(w_here, e.mul(index, stride_k), element)
+            place = e.offset(out_here, e.mul(index, width), element)
+
+            def take(j: Value | int, _: list[Value] | None = None) -> None:
+                e.store(e.load(source, element, e.mul(stride_n, j)), place, j)
+
+            def all_columns() -> None:
+                for j in range(width):
+                    take(j)
+
+            def some_columns() -> None:
+                e.loop(left, take)
+                e.loop(width, lambda j, _: e.store(e.zero(element), place, j), start=left)
+
+            e.choose(e.compare(">=", left, width), all_columns, some_columns)
+
+        e.loop(k, row)
+
+    e.loop(columns, panel, step=width)
 
 
 # --- C += A^T @ G
@@ -360,7 +444,7 @@ def outer(module: ir.Module, target: Target, element: ir.Type, *, name: str) -> 
     """
     e = define(module, name, _SIGNATURES["outer"], target)
     p, m, *_ = e.arguments
-    chunk = _TILES_AT_ONCE * target.tile(bits_of(element)).rows
+    chunk = _rows_packed_at_once(target, element)
 
     def pairs(first_pair: Value, _: list[Value]) -> None:
         count = e.min(e.sub(p, first_pair), _PAIRS_AT_ONCE)
@@ -373,21 +457,26 @@ def outer(module: ir.Module, target: Target, element: ir.Type, *, name: str) -> 
 def _outer_block(e: Emitter, element: ir.Type, first_pair: Value, pairs: Value, first_row: Value, chunk: int) -> None:
     """One block of pairs and of A's columns, with all columns of G."""
     _, m, n, a, lda, g, ldg, c, ldc, scratch = e.arguments
-    width = panel_width(e.target, element)
+    width, at_once = panel_width(e.target, element), _columns_packed_at_once(e.target, element)
     rows = e.min(e.sub(m, first_row), chunk)
     a_here = e.offset(a, e.add(e.mul(first_pair, lda), first_row), element)
     g_packed = scratch
-    a_packed = e.offset(scratch, _PAIRS_AT_ONCE * width, element)
+    a_packed = e.offset(scratch, _PAIRS_AT_ONCE * at_once, element)
     _pack_a(e, element, pairs, rows, a_here, lda, a_packed)
 
-    def one_panel(column: Value, _: list[Value]) -> None:
-        g_here = e.offset(g, e.add(e.mul(first_pair, ldg), column), element)
-        columns = e.sub(n, column)
-        _copy_rows(e, element, width, pairs, g_here, ldg, columns, g_packed, e.integer(width), True)
-        c_here = e.offset(c, e.add(e.mul(first_row, ldc), column), element)
-        _outer_panel(e, element, pairs, rows, a_packed, g_packed, c_here, ldc, columns)
+    def one_group(first: Value, _: list[Value]) -> None:
+        left = e.min(e.sub(n, first), at_once)
+        g_here = e.offset(g, e.add(e.mul(first_pair, ldg), first), element)
+        _pack_panels(e, element, pairs, left, g_here, ldg, g_packed)
 
-    e.loop(n, one_panel, step=width)
+        def one_panel(column: Value, _: list[Value]) -> None:
+            c_here = e.offset(c, e.add(e.mul(first_row, ldc), e.add(first, column)), element)
+            b_here = e.offset(g_packed, e.mul(column, pairs), element)
+            _outer_panel(e, element, pairs, rows, a_packed, b_here, c_here, ldc, e.sub(left, column))
+
+        e.loop(left, one_panel, step=width)
+
+    e.loop(n, one_group, step=at_once)
 
 
 def _outer_panel(

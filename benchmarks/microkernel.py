@@ -1,0 +1,128 @@
+"""How near do our matrix products come to PyTorch's, on one thread?
+
+    OMP_NUM_THREADS=1 python benchmarks/microkernel.py [--double] [--avx2] [--repeats 15]
+
+Ours and `torch.mm` take turns in one process; medians of processor time, so that other work on the machine disturbs
+less. `packing` is the time of `pack_b` as a share of one product: weights are packed once per call, not per step.
+"""
+
+import argparse
+import ctypes
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from throughtime.loop.native.gemm import emit_products, outer_scratch, packed_size, products_library
+from throughtime.loop.native.ir import F32, F64, new_module
+from throughtime.loop.native.jit import compile_module
+from throughtime.loop.native.target import host_target
+
+I, P = ctypes.c_int64, ctypes.c_void_p
+FLOPS_PER_TURN = 1e8
+# rows, k, n; the first are an LSTM of 256 units with 256 inputs (x and h together, and apart), then the tables' others.
+PRODUCTS = [
+    (32, 512, 1024),
+    (32, 256, 1024),
+    (64, 256, 1024),
+    (32, 128, 512),
+    (64, 512, 2048),
+    (32, 1024, 256),
+    (75, 150, 600),
+    (512, 256, 1024),
+]
+FEW_ROWS = [(rows, 256, 1024) for rows in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16)] + [(1, 128, 512)]
+# pairs, m, n
+OUTERS = [(1024, 256, 1024), (1024, 512, 1024), (2048, 512, 2048), (1024, 150, 600), (512, 64, 512), (28, 28, 150)]
+
+
+class Ours:
+    """The compiled functions for one element type."""
+
+    def __init__(self, target, dtype: torch.dtype) -> None:
+        self.target, self.dtype = target, dtype
+        self.element = F32 if dtype is torch.float32 else F64
+        library = products_library(target, self.element)
+        suffix = "_f32" if dtype is torch.float32 else "_f64"
+        self.pack_b = library.function("pack_b" + suffix, I, I, P, I, I, P)
+        self.product = library.function("product" + suffix, I, I, I, P, I, P, P, I, P, I)
+        self.outer = library.function("outer" + suffix, I, I, I, P, I, P, I, P, I, P)
+        self.sums = library.function("column_sums" + suffix, I, I, P, I, P)
+        self.scratch = torch.empty(outer_scratch(target, self.element), dtype=dtype)
+
+    def random(self, *size: int) -> torch.Tensor:
+        return torch.randn(*size, dtype=self.dtype)
+
+
+def median_seconds(works: list[Callable[[], object]], flops: float, repeats: int) -> list[float]:
+    """Median processor time of one call of each work, all taking turns."""
+    calls = max(1, int(FLOPS_PER_TURN / flops))
+    seconds: list[list[float]] = [[] for _ in works]
+    for turn in range(repeats + 1):
+        for work, taken in zip(works, seconds, strict=True):
+            start = time.thread_time()
+            for _ in range(calls):
+                work()
+            if turn:
+                taken.append((time.thread_time() - start) / calls)
+    return [statistics.median(taken) for taken in seconds]
+
+
+def compare_product(ours: Ours, rows: int, k: int, n: int, repeats: int) -> str:
+    """One line: C = A @ B."""
+    a, w, c, theirs = ours.random(rows, k), ours.random(k, n), ours.random(rows, n), ours.random(rows, n)
+    packed = torch.empty(packed_size(k, n, ours.target, ours.element), dtype=ours.dtype)
+    pack = (k, n, w.data_ptr(), n, 1, packed.data_ptr())
+    ours.pack_b(*pack)
+    call = (rows, k, n, a.data_ptr(), k, packed.data_ptr(), c.data_ptr(), n, 0, 0)
+    flops = 2.0 * rows * k * n
+    works = [lambda: ours.product(*call), lambda: torch.mm(a, w, out=theirs), lambda: ours.pack_b(*pack)]
+    mine, mkl, packing = median_seconds(works, flops, repeats)
+    return f"{line('product', (rows, k, n), flops, mine, mkl)}   packing {packing / mine:6.2f}"
+
+
+def compare_outer(ours: Ours, p: int, m: int, n: int, repeats: int) -> str:
+    """One line: C += A^T @ G."""
+    a, g, c, theirs = ours.random(p, m), ours.random(p, n), ours.random(m, n), ours.random(m, n)
+    pointers = (a.data_ptr(), m, g.data_ptr(), n, c.data_ptr(), n, ours.scratch.data_ptr())
+    flops = 2.0 * p * m * n
+    works = [lambda: ours.outer(p, m, n, *pointers), lambda: theirs.addmm_(a.t(), g)]
+    return line("outer", (p, m, n), flops, *median_seconds(works, flops, repeats))
+
+
+def line(name: str, shape: tuple[int, ...], flops: float, mine: float, theirs: float) -> str:
+    """What both reached, and the ratio."""
+    sizes = " x ".join(f"{size:4}" for size in shape)
+    return f"{name:8} {sizes}: {flops / mine / 1e9:6.1f} GFLOP/s, torch {flops / theirs / 1e9:6.1f}, {theirs / mine:5.2f} x"
+
+
+def compile_seconds(target, element) -> float:
+    """Processor time to emit and compile all products for one element type."""
+    start = time.process_time()
+    module = new_module("products", target)
+    emit_products(module, target, element)
+    compile_module(module, target)
+    return time.process_time() - start
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--double", action="store_true")
+    parser.add_argument("--avx2", action="store_true", help="without anything wider than AVX2")
+    parser.add_argument("--repeats", type=int, default=15)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    target = host_target().restricted_to_avx2() if options.avx2 else host_target()
+    ours = Ours(target, torch.float64 if options.double else torch.float32)
+    print(f"{target.cpu}, {target.lanes(32)} x float32, tile {target.tile(32)}, {ours.dtype}")
+    for shape in PRODUCTS + FEW_ROWS:
+        print(compare_product(ours, *shape, options.repeats), flush=True)
+    for shape in OUTERS:
+        print(compare_outer(ours, *shape, options.repeats), flush=True)
+    print(f"compiling all of it: {compile_seconds(target, ours.element):.3f} s, once per process")
+
+
+if __name__ == "__main__":
+    main()

@@ -30,6 +30,10 @@ class Case:
     reset_state: Nested = None
     cotangents: dict[str, Tensor] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        given = ", ".join(name for name in ("initial_state", "reset", "reset_state") if getattr(self, name) is not None)
+        return f"Case({self.subject.cell}, {self.inputs}, lengths={self.lengths}, steps={self.steps}, given: {given})"
+
     @property
     def batch(self) -> int:
         return len(self.lengths)

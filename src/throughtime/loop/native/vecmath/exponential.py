@@ -1,8 +1,8 @@
 """x -> exp(x), expm1(x), sigmoid(x), tanh(x).
 
-All four split x = n*log(2) + r, |r| <= log(2)/2, take q = expm1(r) from a polynomial and build 2**n in the exponent bits.
-Adding 1.5 * 2**fraction_bits rounds to an integer and leaves it in the low bits of the sum, so that one shift makes 2**n:
-no conversion, no table, and no instruction beyond AVX2 or NEON.
+All four split x = n*log(2) + r, |r| <= log(2)/2, take q = expm1(r) from a polynomial and build 2**n in the
+exponent bits. Adding 1.5 * 2**fraction_bits rounds to an integer and leaves it in the low bits of the sum, so that
+one shift makes 2**n: no conversion, no table, and no instruction beyond AVX2 or NEON.
 """
 
 from dataclasses import dataclass
@@ -95,8 +95,8 @@ def expm1(x: Lanes) -> Lanes:
 def sigmoid(x: Lanes) -> Lanes:
     """c/(c + c*e) or c*e/(c + c*e) with e = exp(-|x|) and c = 1.5 * 2**k.
 
-    The 2**k keeps everything before the division from being denormal. The 1.5 moves the binade in which c + c*e lies, so that
-    its rounding error is 2/3 of an ulp of the result at most, where it would be a whole one.
+    The 2**k keeps everything before the division from being denormal. The 1.5 moves the binade in which c + c*e
+    lies, so that its rounding error is 2/3 of an ulp of the result at most, where it would be a whole one.
     """
     number = x.format
     k = {FLOAT32: 32, FLOAT64: 64}[number]

@@ -1,7 +1,7 @@
 """x, y -> x**y; x -> sqrt(x), 1/sqrt(x).
 
-|x|**y = exp(y * log|x|), where an error of y*log|x| is a relative error of the result: floats go through doubles, and
-doubles through a sum of two doubles.
+|x|**y = exp(y * log|x|), where an error of y*log|x| is a relative error of the result: floats go through doubles,
+and doubles through a sum of two doubles.
 """
 
 import math

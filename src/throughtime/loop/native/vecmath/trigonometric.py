@@ -1,8 +1,9 @@
 """x -> sin(x), cos(x), for every finite x however large.
 
-With y = |x| * 2/pi the quadrant is y rounded, and the rest times pi/2 goes into a polynomial. The bits of 2/pi that make
-multiples of 4 out of |x| do not matter and those far behind do not either (Payne and Hanek, 1983): a row of pieces of 2/pi
-is chosen by the exponent of x, so that the products with |x| are exact and nothing is lost when they cancel.
+With y = |x| * 2/pi the quadrant is y rounded, and the rest times pi/2 goes into a polynomial. The bits of 2/pi that
+make multiples of 4 out of |x| do not matter and those far behind do not either (Payne and Hanek, 1983): a row of
+pieces of 2/pi is chosen by the exponent of x, so that the products with |x| are exact and nothing is lost when they
+cancel.
 """
 
 import math
@@ -35,8 +36,8 @@ PIECES = 4
 # Floats: pieces of 28 bits, of which |x| >= 2**53, 2**81 and 2**109 skip the first one, two and three.
 FLOAT32_WIDTH = 28
 FLOAT32_STARTS = (53, 81, 109)
-# Doubles: a row of pieces of 53 bits for |x| < 2**64, then one for each 2**32 further. The pieces are held times 2**200,
-# and x times 2**-200, as the last pieces would be denormal.
+# Doubles: a row of pieces of 53 bits for |x| < 2**64, then one for each 2**32 further. The pieces are held times
+# 2**200, and x times 2**-200, as the last pieces would be denormal.
 FLOAT64_WIDTH = 53
 FLOAT64_STARTS = range(64, 1024 + 32, 32)
 FLOAT64_SCALE = 200
@@ -114,7 +115,7 @@ def _reduce_float(x: Lanes) -> Angle:
 
 
 def _reduce_double(x: Lanes) -> Angle:
-    """Seven exact products, summed as if in triple precision: doubles come as near as 2**-62 to a multiple of pi/2."""
+    """Seven products summed as if in triple precision: doubles come as near as 2**-62 to a multiple of pi/2."""
     scaled, pieces = x * 2.0**-FLOAT64_SCALE, _pieces_by_load(x)
     first, first_low = two_product(scaled, pieces[0])
     second, second_low = two_product(scaled, pieces[1])

@@ -86,9 +86,7 @@ def make_target(triple: str, cpu: str, features: dict[str, bool]) -> Target:
 @functools.cache
 def host_target() -> Target:
     """The processor that this process runs on."""
-    return make_target(
-        llvm.get_process_triple(), llvm.get_host_cpu_name(), dict(llvm.get_host_cpu_features())
-    )
+    return make_target(llvm.get_process_triple(), llvm.get_host_cpu_name(), dict(llvm.get_host_cpu_features()))
 
 
 def avx2_target(triple: str = "x86_64-unknown-linux-gnu") -> Target:

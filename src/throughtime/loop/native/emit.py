@@ -1,0 +1,238 @@
+"""Program -> LLVM module: a worker that takes a share of the rows through the steps of a chunk.
+
+A worker's block of arguments: the chunk's first and last step, the step whose state before it is the initial one,
+the running rows and the pair offsets by step, the bounds of the shares, then a pointer for each buffer. Pointers to
+pair buffers are such that a pair's index counts from the call's first pair, for buffers of a chunk too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from llvmlite import ir
+
+from throughtime.loop.native.gemm import declare_products, outer_scratch, panel_width
+from throughtime.loop.native.ir import F32, F64, I64, PTR, Emitter, Value, bits_of, define, new_module
+from throughtime.loop.native.passes import emit_pass
+from throughtime.loop.native.program import Buffer, Gather, Op, Pass, Product, Program
+from throughtime.loop.native.target import Target
+from throughtime.loop.native.threads import FIRST_ARGUMENT, define_worker
+
+__all__ = ["CHUNK_ARGUMENTS", "Contraction", "arguments_of", "element_type", "emit_contractions", "emit_program"]
+
+CHUNK_ARGUMENTS = ("start", "stop", "first", "active", "offsets", "bounds")
+
+
+def element_type(dtype: torch.dtype) -> ir.Type:
+    return F64 if dtype == torch.float64 else F32
+
+
+def arguments_of(program: Program) -> tuple[str, ...]:
+    """The names of the block's arguments, in order: buffers, packed weights, the initial states."""
+    initial = [f"initial {name}" for name, buffer in program.buffers.items() if buffer.kind == "previous"]
+    weights = [f"packed {name}" for name in program.weights]
+    return (*CHUNK_ARGUMENTS, *program.buffers, *weights, *initial)
+
+
+def emit_program(program: Program, element: ir.Type, target: Target, name: str) -> ir.Module:
+    """A module with the worker `name`."""
+    module = new_module(name, target)
+    module_products = declare_products(module, element)
+    step = _emit_step(module, program, element, target, f"{name}_step", module_products.product)
+    body = _emit_body(module, program, target, f"{name}_body", step)
+    define_worker(module, target, name, body)
+    return module
+
+
+def _emit_body(module: ir.Module, program: Program, target: Target, name: str, step: ir.Function) -> ir.Function:
+    """For each step of the chunk: the rows of this share that still run."""
+    e = define(module, name, {"block": PTR, "share": I64}, target, internal=True)
+    block, share = e.arguments
+    argument = _Arguments(e, block, arguments_of(program))
+    bounds, active, offsets = argument.pointer("bounds"), argument.pointer("active"), argument.pointer("offsets")
+    low, high = e.load(bounds, I64, share), e.load(bounds, I64, e.add(share, 1))
+    start, stop = argument.integer("start"), argument.integer("stop")
+
+    def one_step(index: Value, _: list[Value]) -> None:
+        t = e.sub(e.sub(stop, 1), index) if program.reverse else e.add(start, index)
+        count = e.sub(e.min(e.load(active, I64, t), high), low)
+        pair = e.add(e.load(offsets, I64, t), low)
+        _call_if_any(e, count, step, [block, t, low, count, pair])
+
+    e.loop(e.sub(stop, start), one_step)
+    return e.done()
+
+
+def _emit_step(
+    module: ir.Module, program: Program, element: ir.Type, target: Target, name: str, product: ir.Function
+) -> ir.Function:
+    signature = {"block": PTR, "t": I64, "row": I64, "count": I64, "pair": I64}
+    e = define(module, name, signature, target, internal=True, inline=False)
+    place = _Places(e, program, element)
+    for op in program.ops:
+        _emit_op(e, element, op, program, place, product)
+    return e.done()
+
+
+def _emit_op(
+    e: Emitter, element: ir.Type, op: Op, program: Program, place: "_Places", product: ir.Function
+) -> None:
+    if isinstance(op, Pass):
+        emit_pass(e, element, op, program.buffers, place.bases, place.count)
+    elif isinstance(op, Product):
+        _emit_product(e, element, op, program, place, product)
+    else:
+        _emit_gather(e, element, op, place, program.buffers)
+
+
+def _emit_product(
+    e: Emitter, element: ir.Type, op: Product, program: Program, place: "_Places", product: ir.Function
+) -> None:
+    lda = op.k if op.vectors > 1 else program.buffers[op.a.base].width
+    ldc = op.n if op.vectors > 1 else program.buffers[op.to].width
+    to = place.bases[op.to]
+    init, init_ld = e.zero(PTR), 0
+    if op.init is not None:
+        init = e.offset(place.bases[op.init.base], op.init.offset, element)
+        init_ld = 0 if program.buffers[op.init.base].kind == "const" else ldc
+    a = e.offset(place.bases[op.a.base], op.a.offset, element)
+    sizes = [e.integer(n) for n in (op.k, op.n)]
+    packed = place.argument.pointer(f"packed {op.weight}")
+    rows = e.mul(place.count, op.vectors)
+    e.call(product, [rows, *sizes, a, e.integer(lda), packed, to, e.integer(ldc), init, e.integer(init_ld)])
+
+
+def _emit_gather(e: Emitter, element: ir.Type, op: Gather, place: "_Places", buffers: dict[str, Buffer]) -> None:
+    """Copy a row of the table for each row of the block."""
+    index, table, to = place.bases[op.index.base], place.bases[op.table], place.bases[op.to]
+    width = buffers[op.index.base].width
+
+    def one_row(i: Value, _: list[Value]) -> None:
+        chosen = e.load(index, I64, e.add(e.mul(i, width), op.index.offset))
+        source = e.offset(table, e.mul(chosen, op.width), element)
+        target_row = e.offset(to, e.mul(i, buffers[op.to].width), element)
+
+        def move(column: Value, mask: Value | None) -> None:
+            value = e.load_vector(source, element, mask, index=column)
+            e.store_vector(value, target_row, mask, index=column)
+
+        e.each_vector(e.integer(op.width), element, move)
+
+    e.loop(place.count, one_row)
+
+
+class _Arguments:
+    """Reads a worker's block."""
+
+    def __init__(self, e: Emitter, block: Value, names: Sequence[str]) -> None:
+        self.e, self.block = e, block
+        self.places = {name: FIRST_ARGUMENT + i for i, name in enumerate(names)}
+
+    def pointer(self, name: str) -> Value:
+        return self.e.load_pointer(self.block, self.places[name])
+
+    def integer(self, name: str) -> Value:
+        return self.e.load(self.block, I64, self.places[name])
+
+
+class _Places:
+    """Where the block's first entry lies in every buffer."""
+
+    def __init__(self, e: Emitter, program: Program, element: ir.Type) -> None:
+        block, self.t, self.row, self.count, self.pair = e.arguments
+        self.argument = _Arguments(e, block, arguments_of(program))
+        self.bases = {buffer.name: self._base(e, buffer, element) for buffer in program.buffers.values()}
+
+    def _base(self, e: Emitter, buffer: Buffer, element: ir.Type) -> Value:
+        pointer = self.argument.pointer(buffer.name)
+        type_ = I64 if buffer.integer else element
+        if buffer.kind == "const":
+            return pointer
+        if buffer.kind == "pair":
+            return e.offset(pointer, e.mul(self.pair, buffer.width), type_)
+        if buffer.kind == "previous":
+            return self._previous(e, buffer, pointer, type_)
+        return e.offset(pointer, e.mul(self.row, buffer.width), type_)
+
+    def _previous(self, e: Emitter, buffer: Buffer, trace: Value, element: ir.Type) -> Value:
+        """The pairs of the step before; before the first step the initial state."""
+        initial = self.argument.pointer(f"initial {buffer.name}")
+        is_first = e.compare("==", self.t, self.argument.integer("first"))
+        before = e.max(e.sub(self.t, 1), 0)
+        pair = e.add(e.load(self.argument.pointer("offsets"), I64, before), self.row)
+        from_trace = e.offset(trace, e.mul(pair, buffer.width), element)
+        from_initial = e.offset(initial, e.mul(self.row, buffer.width), element)
+        return e.b.select(is_first, from_initial, from_trace)
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """sum over pairs of a[m]^T g[n], or of g[n] alone where m is 0. Offsets and strides count elements."""
+
+    m: int
+    n: int
+    a_offset: int
+    lda: int
+    g_offset: int
+    ldg: int
+
+
+def emit_contractions(contractions: Sequence[Contraction], element: ir.Type, target: Target, name: str) -> ir.Module:
+    """A module with the worker `name`: arguments p, scratch, then for each contraction the pointers a, g, c.
+
+    Each share takes its part of the outputs of every contraction, so sums over pairs are never split.
+    """
+    module = new_module(name, target)
+    products = declare_products(module, element)
+    e = define(module, f"{name}_body", {"block": PTR, "share": I64}, target, internal=True)
+    block, share = e.arguments
+    shares = e.load(block, I64, 1)
+    pairs = e.load(block, I64, FIRST_ARGUMENT)
+    own = e.offset(e.load_pointer(block, FIRST_ARGUMENT + 1), e.mul(share, outer_scratch(target, element)), element)
+    for i, c in enumerate(contractions):
+        pointers = [e.load_pointer(block, FIRST_ARGUMENT + 2 + 3 * i + j) for j in range(3)]
+        a, g, out = pointers
+        a, g = e.offset(a, c.a_offset, element), e.offset(g, c.g_offset, element)
+        by_rows = c.m > c.n
+        grain = target.tile(bits_of(element)).rows if by_rows else panel_width(target, element)
+        low, high = _part(e, c.m if by_rows else c.n, grain, share, shares)
+        size = e.sub(high, low)
+        if c.m == 0:
+            arguments = [pairs, size, e.offset(g, low, element), e.integer(c.ldg), e.offset(out, low, element)]
+            _call_if_any(e, size, products.column_sums, arguments)
+            continue
+        columns = (e.integer(c.n), e.integer(0)) if by_rows else (size, low)
+        rows = (size, low) if by_rows else (e.integer(c.m), e.integer(0))
+        arguments = [
+            pairs,
+            rows[0],
+            columns[0],
+            e.offset(a, rows[1], element),
+            e.integer(c.lda),
+            e.offset(g, columns[1], element),
+            e.integer(c.ldg),
+            e.offset(out, e.add(e.mul(rows[1], c.n), columns[1]), element),
+            e.integer(c.n),
+            own,
+        ]
+        _call_if_any(e, size, products.outer, arguments)
+    body = e.done()
+    define_worker(module, target, name, body)
+    return module
+
+
+def _part(e: Emitter, size: int, grain: int, share: Value, shares: Value) -> tuple[Value, Value]:
+    """The share's range of `size`, in whole grains."""
+    grains = -(-size // grain)
+
+    def bound(i: Value) -> Value:
+        return e.min(e.mul(e.div(e.mul(i, grains), shares), grain), size)
+
+    return bound(share), bound(e.add(share, 1))
+
+
+def _call_if_any(e: Emitter, size: Value, function: ir.Function, arguments: Sequence[Value]) -> None:
+    def call() -> None:
+        e.call(function, arguments)
+
+    e.choose(e.compare(">", size, 0), call)

@@ -1,0 +1,196 @@
+"""LoopPlan -> Program, forward and backward: where every value lies, and in which pass or product it is made."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from throughtime._errors import BackendError
+from throughtime.capture.graph import ROWS, Input, Node
+from throughtime.loop.native.affine import fuse_products
+from throughtime.loop.native.assemble import Assembly, Want
+from throughtime.loop.native.program import Buffer, Immediate, Program
+from throughtime.loop.native.views import View, contiguous, feature_shape
+from throughtime.plan.loop_plan import LoopPlan
+
+__all__ = ["Lowered", "lower"]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The programs of a plan. `inference` keeps nothing for a backward pass; backward is None without gradients."""
+
+    inference: Program
+    forward: Program
+    backward: Program | None
+    element: torch.dtype
+    reductions: tuple["Reduction", ...]
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A node that contracts rows, with the pair buffers (or views of them) that its operands are read from."""
+
+    node: Node
+    operands: tuple[View, ...]
+
+
+def lower(plan: LoopPlan) -> Lowered:
+    """Raises BackendError with the name of the first operator that the native backend has not."""
+    element = _element(plan)
+    backward, reductions = _lower_backward(plan) if any(_gradients(plan)) else (None, ())
+    return Lowered(_lower_forward(plan, False), _lower_forward(plan, True), backward, element, reductions)
+
+
+def width_of(shape: tuple) -> int:
+    width = 1
+    for n in feature_shape(shape):
+        width *= n
+    return width
+
+
+def _element(plan: LoopPlan) -> torch.dtype:
+    dtypes = {v.dtype for v in plan.values.values() if v.dtype.is_floating_point and v.dtype != torch.bfloat16}
+    if dtypes <= {torch.float32}:
+        return torch.float32
+    if dtypes == {torch.float64}:
+        return torch.float64
+    raise BackendError(f"the step mixes {', '.join(sorted(map(str, dtypes)))}; the native backend keeps to one of "
+                       f"float32 and float64")  # fmt: skip
+
+
+def _lower_forward(plan: LoopPlan, training: bool) -> Program:
+    assembly = Assembly(plan.values)
+    _read_consts(assembly, plan)
+    _read_inputs(assembly, plan)
+    for i, carry in enumerate(plan.of_kind("carry")):
+        _require_float(carry, "a state leaf")
+        assembly.read(carry.name, Buffer(f"carry:{i}", "row", width_of(carry.shape)))
+    nodes = [node for stage in plan.forward for node in stage.nodes]
+    wants = [_pair_want(plan, name, f"ys:{k}") for k, name in enumerate(plan.ys)]
+    if training:
+        wants += [_pair_want(plan, name, f"saved:{name}") for name in plan.saved]
+        wants += [
+            _pair_want(plan, plan.next_carry[i], f"trace:{i}")
+            for i in plan.traced
+            if plan.next_carry[i] not in plan.ys
+        ]
+    wants += [_row_want(plan, name, f"carry:{i}") for i, name in enumerate(plan.next_carry)]
+    return _assemble(assembly, plan, nodes, wants, reverse=False)
+
+
+def _lower_backward(plan: LoopPlan) -> tuple[Program, tuple[Reduction, ...]]:
+    assembly = Assembly(plan.values)
+    _read_consts(assembly, plan)
+    _read_inputs(assembly, plan)
+    _read_kept(assembly, plan)
+    _read_cotangents(assembly, plan)
+    nodes = [node for stage in plan.backward for node in stage.nodes]
+    wants = [_pair_want(plan, name, f"d_xs:{k}") for k, name in enumerate(plan.d_xs) if name]
+    wants += _carry_gradients(plan)
+    sums = [_row_want(plan, name, f"d_row_consts:{k}") for k, name in enumerate(plan.d_row_consts) if name]
+    wants += [replace(want, add=True) for want in sums]
+    places, operand_wants = _reduction_operands(assembly, plan)
+    program = _assemble(assembly, plan, nodes, [*wants, *operand_wants], reverse=True)
+    reductions = tuple(Reduction(node, tuple(places[o] for o in _row_operands(plan, node))) for node in plan.reductions)
+    return program, reductions
+
+
+def _assemble(assembly: Assembly, plan: LoopPlan, nodes: Sequence[Node], wants: list[Want], *, reverse: bool) -> Program:
+    wanted = {want.value for want in wants if isinstance(want.value, str)}
+    return assembly.program(fuse_products(nodes, plan.values, wanted), wants, reverse=reverse)
+
+
+def _read_consts(assembly: Assembly, plan: LoopPlan) -> None:
+    for value in (*plan.of_kind("const"), *plan.once):
+        assembly.read_const(value.name, value.shape)
+
+
+def _read_inputs(assembly: Assembly, plan: LoopPlan) -> None:
+    for k, x in enumerate(plan.of_kind("xs")):
+        integer = x.dtype in (torch.int64, torch.int32)
+        assembly.read(x.name, Buffer(f"xs:{k}", "pair", width_of(x.shape), integer=integer))
+    for k, noise in enumerate(plan.of_kind("noise")):
+        assembly.read(noise.name, Buffer(f"noise:{k}", "pair", width_of(noise.shape), local=True))
+    for k, row_const in enumerate(plan.of_kind("row_const")):
+        assembly.read(row_const.name, Buffer(f"row_consts:{k}", "row", width_of(row_const.shape)))
+
+
+def _read_kept(assembly: Assembly, plan: LoopPlan) -> None:
+    """What the forward pass left: outputs, saved values, states before and after each step."""
+    for name in plan.saved:
+        assembly.read(name, Buffer(f"saved:{name}", "pair", width_of(plan.shape_of(name))))
+    for i in plan.traced:
+        carry, following = plan.of_kind("carry")[i], plan.next_carry[i]
+        width = width_of(carry.shape)
+        assembly.read(carry.name, Buffer(f"previous:{i}", "previous", width))
+        if following not in plan.ys and not isinstance(plan.values[following], Input):
+            assembly.read(following, Buffer(f"trace:{i}", "pair", width))
+    for k, name in enumerate(plan.ys):
+        if not isinstance(plan.values[name], Input):
+            assembly.read(name, Buffer(f"ys:{k}", "pair", width_of(plan.shape_of(name))))
+
+
+def _read_cotangents(assembly: Assembly, plan: LoopPlan) -> None:
+    d_ys = [c for c in plan.cotangents if c.kind == "d_ys"]
+    d_next = [c for c in plan.cotangents if c.kind == "d_next_carry"]
+    for k, cotangent in enumerate(d_ys):
+        assembly.read(cotangent.name, Buffer(f"d_ys:{k}", "pair", width_of(cotangent.shape)))
+    for i, cotangent in enumerate(d_next):
+        assembly.read(cotangent.name, Buffer(f"d_carry:{i}", "row", width_of(cotangent.shape)))
+
+
+def _carry_gradients(plan: LoopPlan) -> list[Want]:
+    """d_carry:i is the gradient of the i-th floating carry, updated in place; where there is none it becomes zero."""
+    floating = [i for i, c in enumerate(plan.of_kind("carry")) if c.dtype.is_floating_point]
+    wants = []
+    for place, i in enumerate(floating):
+        name, carry = plan.d_carry[i], plan.of_kind("carry")[i]
+        buffer = Buffer(f"d_carry:{place}", "row", width_of(carry.shape))
+        to = contiguous(buffer.name, feature_shape(carry.shape))
+        wants.append(Want(Immediate(0.0) if name is None else name, buffer, to))
+    return wants
+
+
+def _reduction_operands(assembly: Assembly, plan: LoopPlan) -> tuple[dict[str, View], list[Want]]:
+    """Where reductions read: what is stored by pairs is read there, anything else is stored by pairs of a chunk."""
+    places: dict[str, View] = {}
+    wants: list[Want] = []
+    for name in dict.fromkeys(name for node in plan.reductions for name in _row_operands(plan, node)):
+        value, source = plan.values[name], assembly.sources.get(name)
+        if source is not None and assembly.buffers[source.base].kind == "pair":
+            places[name] = source
+            continue
+        if not value.dtype.is_floating_point:
+            raise BackendError(f"the gradient reads {name}, {value.dtype}, which is not an input")
+        buffer = Buffer(f"operand:{name}", "pair", width_of(value.shape), local=True)
+        places[name] = contiguous(buffer.name, feature_shape(value.shape))
+        wants.append(Want(name, buffer, places[name]))
+    return places, wants
+
+
+def _row_operands(plan: LoopPlan, node: Node) -> list[str]:
+    return [name for name in node.operands if ROWS in plan.values[name].shape]
+
+
+def _pair_want(plan: LoopPlan, name: str, buffer: str) -> Want:
+    value = plan.values[name]
+    _require_float(value, f"the output {name}" if buffer.startswith("ys") else name)
+    place = Buffer(buffer, "pair", width_of(value.shape))
+    return Want(name, place, contiguous(buffer, feature_shape(value.shape)))
+
+
+def _row_want(plan: LoopPlan, name: str, buffer: str) -> Want:
+    value = plan.values[name]
+    place = Buffer(buffer, "row", width_of(value.shape))
+    return Want(name, place, contiguous(buffer, feature_shape(value.shape)))
+
+
+def _require_float(value: Input | Node, what: str) -> None:
+    if not value.dtype.is_floating_point and value.dtype != torch.bool:
+        raise BackendError(f"{what} is {value.dtype}; the native backend keeps floating-point values only")
+
+
+def _gradients(plan: LoopPlan) -> list[str]:
+    fields = (plan.d_consts, plan.d_row_consts, plan.d_xs, plan.d_carry)
+    return [name for names in fields for name in names if name]

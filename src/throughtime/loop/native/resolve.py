@@ -1,0 +1,219 @@
+"""Row nodes -> items to compute, and for every value where its elements lie.
+
+A shape operator becomes a view, a `full` a number, a concatenation a buffer that its parts are stored into. What is
+left is an item: an elementwise operator or a reduction (part of a pass over the row), a product, a table lookup.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from throughtime._errors import BackendError
+from throughtime.capture.graph import ROWS, Input, Node, Ref
+from throughtime.loop.native.operators import ELEMENTWISE, REDUCTIONS
+from throughtime.loop.native.program import Buffer, Immediate
+from throughtime.loop.native.views import Features, View, contiguous, feature_shape, squeeze, view_through
+
+__all__ = ["Item", "Resolved", "Want", "same_elements"]
+
+SHAPE_OPERATORS = frozenset({"view", "permute", "expand", "slice"})
+
+
+@dataclass(frozen=True)
+class Want:
+    """A value that must be stored in `buffer`, where `to` says; `add`ed to what is there."""
+
+    value: str | Immediate
+    buffer: Buffer
+    to: View
+    add: bool = False
+
+
+@dataclass
+class Item:
+    """A node to compute. It walks over `walk`, the feature shape of its elements, and reduces the axes `reduced`.
+
+    space, axes: the same without axes of size 1, by which walks are compared.
+    """
+
+    node: Node
+    walk: Features
+    reduced: tuple[int, ...] = ()
+    rank: int = 0
+
+    @property
+    def is_pass(self) -> bool:
+        return self.node.op not in ("affine", "embedding")
+
+    @property
+    def space(self) -> Features:
+        return squeeze(self.walk)
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        places = [i for i, n in enumerate(self.walk) if n != 1]
+        return tuple(places.index(i) for i in self.reduced if i in places)
+
+
+@dataclass
+class Resolved:
+    """values: every input and node. sources: where each lies, as a view of a buffer or of an item's result."""
+
+    values: dict[str, Input | Node]
+    sources: dict[str, View]
+    buffers: dict[str, Buffer]
+    wants: list[Want]
+    immediates: dict[str, Immediate] = field(default_factory=dict)
+    items: dict[str, Item] = field(default_factory=dict)
+    joined: set[str] = field(default_factory=set)
+    """Buffers of concatenations: what reads them comes after all their parts are stored."""
+
+    def take(self, nodes: Sequence[Node]) -> None:
+        for node in nodes:
+            self.values[node.name] = node
+            self._take(node)
+
+    def base_item(self, name: str) -> Item | None:
+        """The item whose result a value looks at, if any."""
+        view = self.sources.get(name)
+        return None if view is None else self.items.get(view.base)
+
+    def has_rows(self, name: str) -> bool:
+        return ROWS in self.values[name].shape
+
+    def scratch(self, value: str, width: int) -> Buffer:
+        buffer = Buffer(f"scratch:{value}", "block", width)
+        self.buffers[buffer.name] = buffer
+        return buffer
+
+    def _take(self, node: Node) -> None:
+        if node.op == "full":
+            self.immediates[node.name] = Immediate(float(node.attributes["value"]))
+        elif node.op in SHAPE_OPERATORS:
+            self._take_view(node)
+        elif node.op == "cat":
+            self._take_cat(node)
+        elif node.op == "bmm":
+            self._take_bmm(node)
+        elif node.op == "affine":
+            self._take_affine(node)
+        elif node.op == "embedding" or node.op in ELEMENTWISE:
+            self._compute(Item(node, feature_shape(node.shape)))
+        elif node.op in REDUCTIONS:
+            self._take_reduction(node)
+        else:
+            raise BackendError(f"operator '{node.op}' ({node}) is not in the native backend's table")
+
+    def _compute(self, item: Item) -> None:
+        name = item.node.name
+        self.items[name] = item
+        self.sources[name] = contiguous(name, feature_shape(item.node.shape))
+
+    def _take_view(self, node: Node) -> None:
+        operand = node.operands[0]
+        if operand in self.immediates:
+            self.immediates[node.name] = self.immediates[operand]
+            return
+        rows = self.has_rows(operand)
+        view = view_through(node, self.sources[operand], rows)
+        if view is None and rows:
+            view = view_through(node, self.sources[self._copy(operand)], rows)
+        if view is None:
+            raise BackendError(f"'{node.op}' ({node}) does not keep the row axis in front")
+        self.sources[node.name] = view
+
+    def _copy(self, name: str) -> str:
+        """The value's elements in order and in a place of their own."""
+        like = self.values[name]
+        copy = Node(f"{name}.copy", "copy", (Ref(name),), (), like.shape, like.dtype)
+        if copy.name not in self.items:
+            self.values[copy.name] = copy
+            self._compute(Item(copy, feature_shape(like.shape)))
+        return copy.name
+
+    def _take_cat(self, node: Node) -> None:
+        shape = feature_shape(node.shape)
+        axis = node.attributes["dim"] - 1
+        if axis < 0:
+            raise BackendError(f"'cat' ({node}) joins rows")
+        buffer = self._home_of_cat(node) or self.scratch(node.name, math.prod(shape))
+        self.joined.add(buffer.name)
+        whole = contiguous(buffer.name, shape)
+        start = 0
+        for part in node.operands:
+            part_shape = feature_shape(self.values[part].shape)
+            to = View(buffer.name, part_shape, whole.strides, start * whole.strides[axis])
+            self.wants.append(Want(self.immediates.get(part, part), buffer, to))
+            start += part_shape[axis]
+        self.sources[node.name] = whole
+
+    def _home_of_cat(self, node: Node) -> Buffer | None:
+        """Parts go straight to where the whole is wanted, if that is a place of its own."""
+        for want in self.wants:
+            if want.value == node.name and want.buffer.kind == "pair" and want.buffer.name not in self.joined:
+                self.wants.remove(want)
+                return want.buffer
+        return None
+
+    def _take_reduction(self, node: Node) -> None:
+        axes = tuple(d - 1 for d in node.attributes["dims"])
+        if any(a < 0 for a in axes):
+            raise BackendError(f"'{node.op}' ({node}) reduces over rows")
+        self._compute(Item(node, feature_shape(self.values[node.operands[0]].shape), axes))
+
+    def _take_affine(self, node: Node) -> None:
+        """Products read whole vectors: an operand that lies otherwise is copied first."""
+        bias, *pairs = node.args
+        args = [bias]
+        for x, w in zip(pairs[::2], pairs[1::2]):
+            ready = x.name in self.sources and self._is_row_of_vectors(x.name)
+            args += [x if ready else Ref(self._copy(x.name)), w]
+        ready_node = replace(node, args=tuple(args))
+        self.values[node.name] = ready_node
+        self._compute(Item(ready_node, feature_shape(node.shape)))
+
+    def _is_row_of_vectors(self, name: str) -> bool:
+        view = self.sources[name]
+        if not self.has_rows(name) or self._is_const(view):
+            return False
+        if len(view.shape) == 1:
+            return view.shape[0] == 1 or view.strides[0] == 1
+        width = self._width(view.base)
+        return view.is_whole and view.offset == 0 and math.prod(view.shape) == width
+
+    def _is_const(self, view: View) -> bool:
+        return view.base in self.buffers and self.buffers[view.base].kind == "const"
+
+    def _width(self, base: str) -> int:
+        return self.buffers[base].width if base in self.buffers else math.prod(self.items[base].walk)
+
+    def _take_bmm(self, node: Node) -> None:
+        """Before: bmm(a[.., M, K], b[.., K, N])
+        After:  sum(a[.., M, 1, K] * b[.., 1, N, K])   the axis of the sum last if b's elements lie so, else before N
+        """
+        a, b = (self.sources[name] for name in node.operands)
+        *lead, m, n = feature_shape(node.shape)
+        k, count = a.shape[-1], len(lead)
+        last = b.strides[-2] == 1 and b.strides[-1] != 1
+        space = (*lead, *((m, n, k) if last else (m, k, n)))
+        (rows, inner), (down, across) = a.strides[-2:], b.strides[-2:]
+        left = View(a.base, space, (*a.strides[:count], *((rows, 0, inner) if last else (rows, inner, 0))), a.offset)
+        right = View(b.base, space, (*b.strides[:count], *((0, across, down) if last else (0, down, across))), b.offset)
+        like = replace(node, shape=(ROWS, *space), kwargs=())
+        factors = []
+        for side, view in (("left", left), ("right", right)):
+            factor = replace(like, name=f"{node.name}.{side}", op="view", args=())
+            self.values[factor.name], self.sources[factor.name] = factor, view
+            factors.append(Ref(factor.name))
+        times = replace(like, name=f"{node.name}.times", op="mul", args=tuple(factors))
+        self.values[times.name] = times
+        self._compute(Item(times, space))
+        total = replace(node, op="sum", args=(Ref(times.name),), kwargs=())
+        self.values[node.name] = total
+        self._compute(Item(total, space, (count + (2 if last else 1),)))
+
+
+def same_elements(view: View, of: Item) -> bool:
+    """Whether a view is all of an item's result, in order."""
+    shape = squeeze(feature_shape(of.node.shape))
+    return view.offset == 0 and view.is_whole and squeeze(view.shape) == shape

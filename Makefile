@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 .PHONY: fit test test-all lint bench clean
 
 fit: $(READY)  ## train a recurrent classifier on the built-in handwritten digits
-	$(BIN)/throughtime fit --data digits
+	$(BIN)/throughtime fit --data digits --resume
 
 test: $(READY) lint  ## everything that CI runs
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"

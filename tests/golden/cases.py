@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import throughtime
 from throughtime import cells
+from throughtime.cells import contrib
 
 __all__ = ["RUNNERS", "Case", "build_cell", "by_path", "fill", "find_cases", "play", "tolerance"]
 
@@ -53,6 +54,11 @@ class Case:
             key: torch.tensor(value) for key, value in self.arrays.items() if key == root or key.startswith(f"{root}/")
         }
 
+    def unused(self) -> set[str]:
+        """Weights that TensorFlow makes and never reads."""
+        normed = self.entry["cell"].get("type") == "LayerNormLSTMCell" and self.entry["cell"].get("layer_norm")
+        return {"weights/bias"} if normed else set()
+
     def expected(self) -> Named:
         """Every result and gradient that TensorFlow gave."""
         return {
@@ -75,8 +81,12 @@ def tolerance(dtype: torch.dtype) -> float:
 def play(case: Case, backend: str) -> Named:
     """Run a case: results and the gradients of its loss, under TensorFlow's names."""
     module = _build(case.entry["cell"]).to(case.dtype)
-    names = {key: parameter_name(module, key.removeprefix("weights/")) for key in case.under("weights")}
-    _load(module, {names[key]: value for key, value in case.under("weights").items()})
+    names = {
+        key: parameter_name(module, key.removeprefix("weights/"))
+        for key in case.under("weights")
+        if key not in case.unused()
+    }
+    _load(module, {name: case.under("weights")[key] for key, name in names.items()})
     tensors = {**case.under("inputs"), **case.under("initial_state"), **case.under("memory")}
     for key, value in tensors.items():
         value.requires_grad_(f"grad/{key}" in case.arrays)
@@ -92,7 +102,7 @@ def play(case: Case, backend: str) -> Named:
 def build_cell(spec: dict[str, Any]) -> nn.Module:
     """`{"type": "MultiRNNCell", "cells": [...]}` -> our cell of that name, with those arguments."""
     options = {key: _built(value) for key, value in spec.items() if key != "type"}
-    return getattr(cells, spec["type"])(**options)
+    return getattr(cells if hasattr(cells, spec["type"]) else contrib, spec["type"])(**options)
 
 
 def parameter_name(module: nn.Module, name: str) -> str:

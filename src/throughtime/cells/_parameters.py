@@ -48,8 +48,8 @@ class _Unsized(UninitializedParameter):
 class SizedByInput(LazyModuleMixin, nn.Module):
     """A module whose parameters are sized by `input_size`, given to `_declare` or found at the first call."""
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[misc]
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)  # type: ignore[misc]
 
     def layout(self, input_size: int) -> Layout:
         """The parameters of this module as a table: name -> (shape, initialiser)."""

@@ -1,12 +1,12 @@
 """StepGraph and StepPair: one step of a cell as plain data, and its gradient beside it.
 
-Every value that belongs to rows has the row axis first, once, and whole: its shape is `("B", ...)`, never `(4, "B")`
-or `("4*B",)`. A value without "B" is the same for all rows. The one exception is `permute(a, (1, 0))` as the first
-operand of an `mm` that contracts rows, in the backward part: the gradient of a const.
+Every value that belongs to rows has the row axis first, once, and whole: its shape is `("B", ...)`, never
+`(4, "B")` or `("4*B",)`. A value without "B" is the same for all rows. The one exception is `permute(a, (1, 0))` as
+the first operand of an `mm` that contracts rows, in the backward part: the gradient of a const.
 
-Operands (values and Python numbers, which stand for a tensor of the other operand's dtype) are in `args`, attributes
-in `kwargs`. Operands of an elementwise operator have one dtype (`where`: all but the condition) and broadcast as in
-PyTorch. Shapes are given in full; the axes of an attribute are never negative.
+Operands (values and Python numbers, which stand for a tensor of the other operand's dtype) are in `args`,
+attributes in `kwargs`. Operands of an elementwise operator have one dtype (`where`: all but the condition) and
+broadcast as in PyTorch. Shapes are given in full; the axes of an attribute are never negative.
 
 | operator | operands | attributes | meaning |
 |---|---|---|---|
@@ -28,10 +28,10 @@ PyTorch. Shapes are given in full; the axes of an attribute are never negative.
 | constant | | data | small table made inside the step, as nested tuples |
 | embedding | table, index | | `table[index]` |
 | embedding_dense_backward | gradient, index | num_weights, padding_idx, … | backward part only |
-| convolution | x, w, bias or None | stride, padding, dilation, transposed, output_padding, groups | rows are the batch |
+| convolution | x, w, bias or None | stride, padding, dilation, transposed, output_padding, groups | rows: batch |
 
-Operators that are not in the table keep the name and the argument order that they have in ATen; with several results,
-`output` in kwargs says which one this node is.
+Operators that are not in the table keep the name and the argument order that they have in ATen; with several
+results, `output` in kwargs says which one this node is.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ class StepPair:
     """One step and its gradient, as one graph: backward nodes may refer to any value of the forward part.
 
     A node is in the backward part when it depends on a cotangent or when nothing but the backward part needs it.
-    `d_consts` and so on name a value for each input of that kind, in the order of `forward.inputs`; None: no
-    gradient. What is None for a floating carry is a gradient that is zero.
+    `d_consts` and so on name a value for each input of that kind, in the order of `forward.inputs`; None: none was
+    asked for (frozen, or not floating), or it is zero.
     """
 
     forward: StepGraph

@@ -1,0 +1,228 @@
+"""Compound operators -> the few that a graph may hold, as plain PyTorch code that is traced in their place."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import decomposition_table
+from torch.nn import functional as F
+
+__all__ = ["FORMULAS", "IN_PYTHON"]
+
+aten = torch.ops.aten
+
+
+def _gates(x: Tensor, h: Tensor, w_x: Tensor, w_h: Tensor, b_x: Any, b_h: Any) -> tuple[Tensor, Tensor]:
+    return F.linear(x, w_x, b_x), F.linear(h, w_h, b_h)
+
+
+def _lstm_cell(x: Tensor, hx: Any, w_x: Any, w_h: Any, b_x: Any = None, b_h: Any = None) -> tuple[Tensor, Tensor]:
+    from_x, from_h = _gates(x, hx[0], w_x, w_h, b_x, b_h)
+    i, f, g, o = (from_x + from_h).chunk(4, -1)
+    c = torch.sigmoid(f) * hx[1] + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def _gru_cell(x: Tensor, h: Tensor, w_x: Any, w_h: Any, b_x: Any = None, b_h: Any = None) -> Tensor:
+    from_x, from_h = _gates(x, h, w_x, w_h, b_x, b_h)
+    (r_x, z_x, n_x), (r_h, z_h, n_h) = from_x.chunk(3, -1), from_h.chunk(3, -1)
+    n = torch.tanh(n_x + torch.sigmoid(r_x + r_h) * n_h)
+    return n + torch.sigmoid(z_x + z_h) * (h - n)
+
+
+def _rnn_tanh_cell(x: Tensor, h: Tensor, w_x: Any, w_h: Any, b_x: Any = None, b_h: Any = None) -> Tensor:
+    return torch.tanh(torch.add(*_gates(x, h, w_x, w_h, b_x, b_h)))
+
+
+def _rnn_relu_cell(x: Tensor, h: Tensor, w_x: Any, w_h: Any, b_x: Any = None, b_h: Any = None) -> Tensor:
+    return torch.relu(torch.add(*_gates(x, h, w_x, w_h, b_x, b_h)))
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """In place or not makes no difference to what is returned, and the trace has no use for the old value."""
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+    if not training or p == 0.0:
+        return input
+    dropped = aten.native_dropout.default(input, p, True)[0]
+    return input.copy_(dropped) if inplace else dropped
+
+
+def _torch_dropout(input: Tensor, p: float, train: bool) -> Tensor:
+    return _dropout(input, p, train)
+
+
+def _attention(*args: Any, **kwargs: Any) -> Tensor:
+    return aten._scaled_dot_product_attention_math.default(*args, **kwargs)[0]
+
+
+IN_PYTHON: dict[Any, Callable[..., Any]] = {
+    torch.lstm_cell: _lstm_cell,
+    torch.gru_cell: _gru_cell,
+    torch.rnn_tanh_cell: _rnn_tanh_cell,
+    torch.rnn_relu_cell: _rnn_relu_cell,
+    torch.dropout: _torch_dropout,
+    F.dropout: _dropout,
+    F.scaled_dot_product_attention: _attention,
+}
+"""Torch functions that write in place inside, or choose a fused kernel without a gradient formula of its own."""
+
+
+def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    return _scaled(a @ b, alpha) + _scaled(bias, beta)
+
+
+def _addmv(bias: Tensor, a: Tensor, v: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    return _scaled(aten.mv(a, v), alpha) + _scaled(bias, beta)
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1 else x * factor
+
+
+def _tanh_backward(d_y: Tensor, y: Tensor) -> Tensor:
+    return d_y * (1 - y * y)
+
+
+def _sigmoid_backward(d_y: Tensor, y: Tensor) -> Tensor:
+    return d_y * (y * (1 - y))
+
+
+def _threshold_backward(d_y: Tensor, x: Tensor, threshold: float) -> Tensor:
+    return torch.where(x <= threshold, 0, d_y)
+
+
+def _mean(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    dims = _axes(x, dim)
+    count = 1
+    for d in dims:
+        count *= x.shape[d]
+    return x.sum(dims, keepdim=keepdim, dtype=dtype) / count
+
+
+def _var(x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False) -> Tensor:
+    return _var_mean(x, dim, correction=correction, keepdim=keepdim)[0]
+
+
+def _std(x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False) -> Tensor:
+    return _var(x, dim, correction=correction, keepdim=keepdim).sqrt()
+
+
+def _var_mean(
+    x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
+    dims = _axes(x, dim)
+    mean = _mean(x, dims, keepdim=True)
+    centred = x - mean
+    count = 1
+    for d in dims:
+        count *= x.shape[d]
+    variance = (centred * centred).sum(dims, keepdim=keepdim) / (count - (1 if correction is None else correction))
+    return variance, mean if keepdim else _mean(x, dims)
+
+
+def _std_mean(x: Tensor, dim: Any = None, **options: Any) -> tuple[Tensor, Tensor]:
+    variance, mean = _var_mean(x, dim, **options)
+    return variance.sqrt(), mean
+
+
+def _layer_norm(
+    x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    dims = list(range(x.dim() - len(shape), x.dim()))
+    variance, mean = _var_mean(x, dims, correction=0, keepdim=True)
+    scale = torch.rsqrt(variance + eps)
+    y = (x - mean) * scale
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias, mean, scale
+
+
+def _layer_norm_backward(
+    d_y: Tensor, x: Tensor, shape: Any, mean: Tensor, scale: Tensor, weight: Any, bias: Any, wanted: Any
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    first = x.dim() - len(shape)
+    inner, outer = list(range(first, x.dim())), list(range(first))
+    normal = (x - mean) * scale
+    d_normal = d_y if weight is None else d_y * weight
+    d_x = d_weight = d_bias = None
+    if wanted[0]:
+        d_x = d_normal - _mean(d_normal, inner, True) - normal * _mean(d_normal * normal, inner, True)
+        d_x = d_x * scale
+    if wanted[1]:
+        d_weight = (d_y * normal).sum(outer) if outer else d_y * normal
+    if wanted[2]:
+        d_bias = d_y.sum(outer) if outer else d_y
+    return d_x, d_weight, d_bias
+
+
+def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
+    e = torch.exp(x - x.amax(dim, keepdim=True))
+    return e / e.sum(dim, keepdim=True)
+
+
+def _softmax_backward(d_y: Tensor, y: Tensor, dim: int, dtype: Any) -> Tensor:
+    weighted = d_y * y
+    return weighted - y * weighted.sum(dim, keepdim=True)
+
+
+def _log_softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
+    shifted = x - x.amax(dim, keepdim=True)
+    return shifted - torch.exp(shifted).sum(dim, keepdim=True).log()
+
+
+def _log_softmax_backward(d_y: Tensor, y: Tensor, dim: int, dtype: Any) -> Tensor:
+    return d_y - torch.exp(y) * d_y.sum(dim, keepdim=True)
+
+
+def _axes(x: Tensor, dim: Any) -> list[int]:
+    dims = [dim] if isinstance(dim, int) else list(dim or ())
+    return [d % x.dim() for d in dims] if dims else list(range(x.dim()))
+
+
+FORMULAS: dict[Any, Callable[..., Any]] = {
+    aten.addmm.default: _addmm,
+    aten.baddbmm.default: _addmm,
+    aten.addmv.default: _addmv,
+    aten.tanh_backward.default: _tanh_backward,
+    aten.sigmoid_backward.default: _sigmoid_backward,
+    aten.threshold_backward.default: _threshold_backward,
+    aten.mean.default: _mean,
+    aten.mean.dim: _mean,
+    aten.var.correction: _var,
+    aten.std.correction: _std,
+    aten.var_mean.correction: _var_mean,
+    aten.std_mean.correction: _std_mean,
+    aten.native_layer_norm.default: _layer_norm,
+    aten.native_layer_norm_backward.default: _layer_norm_backward,
+    aten._softmax.default: _softmax,
+    aten._softmax_backward_data.default: _softmax_backward,
+    aten._log_softmax.default: _log_softmax,
+    aten._log_softmax_backward_data.default: _log_softmax_backward,
+}
+
+_PYTORCHS_OWN = """
+    addcdiv addcmul addr aminmax celu count_nonzero cdist dot elu elu_backward floor_divide frac gelu gelu_backward glu
+    glu_backward hardshrink hardshrink_backward hardsigmoid hardsigmoid_backward hardswish hardswish_backward hardtanh
+    hardtanh_backward heaviside huber_loss huber_loss_backward isfinite leaky_relu leaky_relu_backward lerp linalg_cross
+    linalg_vector_norm log_sigmoid_backward log_sigmoid_forward logaddexp logaddexp2 logit logit_backward logsumexp
+    mish mish_backward mse_loss mse_loss_backward nan_to_num nansum native_batch_norm native_batch_norm_backward
+    _native_batch_norm_legit _native_batch_norm_legit_no_training native_group_norm native_group_norm_backward norm
+    pixel_shuffle pixel_unshuffle _prelu_kernel _prelu_kernel_backward _fused_rms_norm _fused_rms_norm_backward selu
+    silu silu_backward sinc smooth_l1_loss smooth_l1_loss_backward softplus softplus_backward softshrink
+    softshrink_backward special_entr special_xlog1py _safe_softmax threshold trace unfold_backward vdot
+    _weight_norm_interface _weight_norm_interface_backward xlogy diagonal_backward rot90 roll
+    reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d
+"""
+
+
+def _add_pytorchs_own() -> None:
+    for name in _PYTORCHS_OWN.split():
+        packet = getattr(aten, name)
+        for overload in packet.overloads():
+            operator = getattr(packet, overload)
+            if operator in decomposition_table and not operator._schema.is_mutable:
+                FORMULAS.setdefault(operator, decomposition_table[operator])
+
+
+_add_pytorchs_own()

@@ -1,0 +1,196 @@
+"""A call of the step and of its gradient on fake tensors -> the operators that ran, and what is what."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
+
+from throughtime._errors import CaptureError
+from throughtime._nested import Nested, Structure, flatten, leaves, leaves_with_paths, unflatten
+from throughtime._state import check_output, split_result
+from throughtime.capture.graph import ROWS, Input, InputKind
+from throughtime.capture.names import Names
+from throughtime.capture.reach import Route
+from throughtime.capture.rowcount import rows_are
+from throughtime.capture.stand_ins import StandIns, WrittenTo
+from throughtime.capture.tape import Call, Tape
+
+__all__ = ["Const", "Recording", "StepCall", "record", "rehearse"]
+
+
+@dataclass(frozen=True, slots=True)
+class Const:
+    """A tensor that the cell closes over. `read()` gives the one that is there now."""
+
+    path: str
+    read: Callable[[], Tensor]
+    by_reference: bool = False
+    """No path leads to it from the cell: the tensor itself is kept, and a new one in its place would go unseen."""
+
+
+@dataclass(frozen=True)
+class StepCall:
+    """The cell and examples of what it is given."""
+
+    cell: Any
+    xs: Nested
+    state: Nested
+    row_consts: Nested
+
+    @property
+    def arguments(self) -> tuple[Nested, ...]:
+        return (self.xs, self.state, self.row_consts) if leaves(self.row_consts) else (self.xs, self.state)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Every tensor in it is fake."""
+
+    calls: Sequence[Call]
+    inputs: Sequence[tuple[Tensor, Input]]
+    consts: tuple[Const, ...]
+    ys: Sequence[Tensor]
+    next_carry: Sequence[Tensor]
+    gradients: Mapping[str, Tensor]
+    """By the name of the input."""
+    ys_structure: Structure
+    state_structure: Structure
+
+
+def rehearse(call: StepCall, rows: int, routes: Mapping[int, Route]) -> None:
+    """The step alone, without a record."""
+    recorder = _Recorder(call, rows, routes, {})
+    with recorder.fake_mode:
+        recorder.step()
+
+
+def record(call: StepCall, rows: int, routes: Mapping[int, Route], kept: Mapping[int, str]) -> Recording:
+    """`routes`: paths to tensors by id. `kept`: what an earlier run left on the cell, which this one must not read."""
+    recorder = _Recorder(call, rows, routes, kept)
+    tape = Tape()
+    with recorder.fake_mode, tape:
+        output, next_state = recorder.step()
+        ys, ys_structure = flatten(output)
+        next_carry, state_structure = flatten(next_state)
+        gradients = recorder.gradients(ys, next_carry)
+    consts = tuple(recorder.consts)
+    return Recording(tape.calls, recorder.inputs, consts, ys, next_carry, gradients, ys_structure, state_structure)
+
+
+class _Recorder:
+    def __init__(self, call: StepCall, rows: int, routes: Mapping[int, Route], kept: Mapping[int, str]) -> None:
+        self.fake_mode = FakeTensorMode()
+        self.consts: list[Const] = []
+        self._call = call
+        self._rows = rows
+        self._routes = routes
+        self._kept = kept
+        self._names = Names()
+        self._inputs: dict[InputKind, list[tuple[Tensor, Input]]] = {}
+
+    @property
+    def inputs(self) -> list[tuple[Tensor, Input]]:
+        kinds: tuple[InputKind, ...] = ("const", "row_const", "xs", "carry", "d_ys", "d_next_carry")
+        return [pair for kind in kinds for pair in self._inputs.get(kind, ())]
+
+    def step(self) -> tuple[Nested, Nested]:
+        """Output and next state."""
+        call = self._call
+        xs = self._arguments(call.xs, "xs", "inputs", "x")
+        state = self._arguments(call.state, "carry", "state", "state")
+        row_consts = self._arguments(call.row_consts, "row_const", "row_consts", "row_const")
+        given = (xs, state, row_consts)[: len(call.arguments)]
+        stand_ins = StandIns(self._const, self._refuse_kept)
+        with rows_are(self._rows), stand_ins:
+            try:
+                result = call.cell(*given)
+            except WrittenTo as written:
+                raise self._refuse_write(written.tensor) from written
+        output, next_state = split_result(result, state)
+        check_output(output, self._rows)
+        return output, next_state
+
+    def gradients(self, ys: Sequence[Tensor], next_carry: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Of every input that wants one, given the gradients of the outputs."""
+        d_ys = self._cotangents(ys, "d_ys", "d_y")
+        d_next_carry = self._cotangents(next_carry, "d_next_carry", "d_next_state")
+        pairs = [
+            (out, d_out)
+            for out, d_out in zip([*ys, *next_carry], [*d_ys, *d_next_carry])
+            if d_out is not None and out.requires_grad
+        ]
+        wanted = {described.name: leaf for leaf, described in self.inputs if leaf.requires_grad}
+        if not pairs or not wanted:
+            return {}
+        outs, d_outs = zip(*pairs)
+        found = torch.autograd.grad(outs, list(wanted.values()), d_outs, allow_unused=True)
+        return {name: g for name, g in zip(wanted, found) if g is not None}
+
+    def _arguments(self, examples: Nested, kind: InputKind, root: str, name: str) -> Nested:
+        """Fakes of the examples with as many rows as this trace has. The cell gets copies: it may write on them."""
+        _, structure = flatten(examples)
+        named = leaves_with_paths(examples, root)
+        names = self._names.leaves([path for path, _ in named], name)
+        copies = []
+        for word, (path, example) in zip(names, named):
+            wants = example.is_floating_point() and (kind == "carry" or example.requires_grad)
+            sizes = (self._rows, *example.shape[1:])
+            leaf = self._leaf(sizes, None, example, wants)
+            self._add(leaf, kind, word, path)
+            copies.append(leaf.clone())
+        return unflatten(structure, copies)
+
+    def _cotangents(self, outs: Sequence[Tensor], kind: InputKind, root: str) -> list[Tensor | None]:
+        words = self._names.leaves([f"{root}[{i}]" if len(outs) > 1 else root for i in range(len(outs))], root)
+        found: list[Tensor | None] = []
+        for word, out in zip(words, outs):
+            leaf = self._leaf(tuple(out.shape), None, out, False) if out.is_floating_point() else None
+            if leaf is not None:
+                self._add(leaf, kind, word, word)
+            found.append(leaf)
+        return found
+
+    def _const(self, real: Tensor) -> Tensor:
+        """What stands for a tensor that the cell closes over."""
+        if real.layout != torch.strided or real.is_quantized:
+            raise CaptureError(f"the step closes over a tensor that is not dense ({real.layout}).")
+        route = self._routes.get(id(real))
+        path = route.path if route else f"a tensor of shape {list(real.shape)} that no attribute of the cell holds"
+        leaf = self._leaf(tuple(real.shape), real.stride(), real, real.requires_grad)
+        self._add(leaf, "const", self._names.const(path if route else "unnamed"), path)
+        self.consts.append(Const(path, route.reader(), False) if route else Const(path, lambda: real, True))
+        return leaf
+
+    def _leaf(self, sizes: tuple[int, ...], stride: Any, like: Tensor, requires_grad: bool) -> Tensor:
+        """A fake tensor that comes from outside: its making is not recorded."""
+        with _disable_current_modes(), self.fake_mode:
+            if stride is None:
+                leaf = torch.empty(sizes, dtype=like.dtype, device=like.device)
+            else:
+                leaf = torch.empty_strided(sizes, stride, dtype=like.dtype, device=like.device)
+            return leaf.requires_grad_(requires_grad)
+
+    def _add(self, leaf: Tensor, kind: InputKind, name: str, path: str) -> None:
+        shape = tuple(ROWS if n and n % self._rows == 0 else n for n in leaf.shape)
+        wants = leaf.requires_grad and kind != "carry"
+        described = Input(name, kind, path, shape, leaf.dtype, requires_grad=wants)
+        self._inputs.setdefault(kind, []).append((leaf, described))
+
+    def _refuse_kept(self, fake: Tensor) -> None:
+        path = self._kept.get(id(fake))
+        if path is not None:
+            raise CaptureError(
+                f"the step reads {path}, which the step before wrote there: the cell keeps a state of its own beside "
+                "the one it is given. Take it from the state, and return it with the next state."
+            )
+
+    def _refuse_write(self, tensor: Tensor) -> CaptureError:
+        route = self._routes.get(id(tensor))
+        return CaptureError(
+            f"the step writes in place on {route.path if route else 'a tensor that it closes over'}, but a step is a "
+            "function of its input and state, run many times in an order of the loop's own. Make it part of the state."
+        )

@@ -1,0 +1,71 @@
+"""What goes wrong while a step is traced -> a CaptureError that says where and why."""
+
+import re
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
+
+from throughtime._errors import CaptureError, StateError
+from throughtime.capture.lower import shown_line
+from throughtime.capture.tape import is_framework
+
+__all__ = ["retold"]
+
+
+@contextmanager
+def retold(rows: tuple[int, ...]) -> Iterator[None]:
+    """Around a trace; `rows` are the batch sizes that stand for any."""
+    try:
+        yield
+    except StateError as error:
+        raise StateError(_without_numbers(str(error), rows)) from error
+    except CaptureError as error:
+        shown = "" if "\n  " in str(error) else shown_line(_line_of(error))
+        raise CaptureError(_without_numbers(str(error), rows) + shown) from error
+    except Exception as error:
+        said = _without_numbers(_reason(error), rows)
+        raise CaptureError(said + shown_line(_line_of(error))) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, DataDependentOutputException):
+        return (
+            f"the step reads a number out of a tensor ({error.func}), to branch on it or to compute in Python, but "
+            "it is traced once for all numbers. Use torch.where, or keep the number a tensor."
+        )
+    if isinstance(error, DynamicOutputShapeException):
+        return (
+            f"the step makes a tensor whose size depends on numbers ({error.func}); every row and step must have the "
+            "same sizes. Use torch.where or a mask."
+        )
+    if isinstance(error, UnsupportedOperatorException):
+        return f"the step uses {error.func}, which PyTorch cannot run without real numbers."
+    if "leaf Variable that requires grad" in str(error):
+        return f"the step writes in place on a trainable tensor that it closes over: {error}"
+    said = f"the step raised {type(error).__name__} while it was traced: {error}"
+    if "size" in str(error) or "shape" in str(error):
+        said += (
+            " (B is the batch size, which is unknown while tracing. A tensor with one entry per row must be part of "
+            "the inputs, the state, or what the cell's row_consts returns.)"
+        )
+    return said
+
+
+def _without_numbers(said: str, rows: tuple[int, ...]) -> str:
+    for count in rows:
+        said = re.sub(rf"\b{count}\b", "B", said)
+    return said
+
+
+def _line_of(error: BaseException) -> str:
+    """The innermost line of the user's code."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not is_framework(frame.filename):
+            return f"{frame.filename}:{frame.lineno}"
+    return ""

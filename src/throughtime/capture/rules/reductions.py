@@ -1,0 +1,130 @@
+"""Sums, extremes, and what runs along one feature axis."""
+
+from typing import Any
+
+import torch
+
+from throughtime.capture.rows import Place
+from throughtime.capture.rules.elementwise import truth
+from throughtime.capture.rules.table import rule
+from throughtime.capture.tape import Call
+from throughtime.capture.values import Value, Values
+
+
+def _dims(x: Value, dim: Any) -> list[int]:
+    dims = [dim] if isinstance(dim, int) else list(dim or ())
+    return dims or list(range(len(x.sizes)))
+
+
+@rule("sum")
+def _sum(v: Values, call: Call, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
+    made = call.result.dtype
+    return v.reduce("sum", v.cast(x, made), _dims(x, dim), keepdim, made)
+
+
+@rule("amax", "amin")
+def _extreme(v: Values, call: Call, x: Value, dim: Any = (), keepdim: bool = False) -> Value:
+    return v.reduce(call.name, x, _dims(x, dim), keepdim, x.dtype)
+
+
+@rule("prod")
+def _prod(v: Values, call: Call, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
+    made = call.result.dtype
+    return v.reduce("prod", v.cast(x, made), _dims(x, dim), keepdim, made)
+
+
+@rule("any", "all")
+def _any_all(v: Values, call: Call, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
+    return v.reduce({"any": "amax", "all": "amin"}[call.name], truth(v, x), _dims(x, dim), keepdim, torch.bool)
+
+
+@rule("max", "min")
+def _max(v: Values, call: Call, x: Value, dim: int | None = None, keepdim: bool = False) -> Any:
+    extreme, where = ("amax", "argmax") if call.name == "max" else ("amin", "argmin")
+    if dim is None:
+        return v.reduce(extreme, x, _dims(x, None), False, x.dtype)
+    return [v.reduce(extreme, x, [dim], keepdim, x.dtype), _argument(v, x, where, dim, keepdim)]
+
+
+@rule("argmax", "argmin")
+def _arg(v: Values, call: Call, x: Value, dim: int | None = None, keepdim: bool = False) -> Value:
+    if dim is None:
+        x, dim = v.view(x, (_count(x),)), 0
+    return _argument(v, x, call.name, dim, keepdim)
+
+
+def _count(x: Value) -> int:
+    count = 1
+    for n in x.sizes:
+        count *= n
+    return count
+
+
+def _argument(v: Values, x: Value, op: str, dim: int, keepdim: bool) -> Value:
+    axis = v.feature_axis(x, dim, "searches among the rows")
+    dim %= len(x.sizes)
+    place = x.place
+    if place is not None and not keepdim:
+        place = Place(place.axis - (dim < place.axis), place.before, place.after)
+    sizes = [n if i != dim else 1 for i, n in enumerate(x.sizes) if keepdim or i != dim]
+    return v.emit(op, (x.ref,), sizes, place, torch.int64, dim=axis, keepdim=keepdim)
+
+
+@rule("cumsum", "cumprod")
+def _cumulative(v: Values, call: Call, x: Value, dim: int, dtype: Any = None) -> Value:
+    axis = v.feature_axis(x, dim, "accumulates over the rows")
+    x = v.cast(x, call.result.dtype)
+    return v.emit(call.name, (x.ref,), x.sizes, x.place, x.dtype, dim=axis)
+
+
+@rule("logcumsumexp")
+def _logcumsumexp(v: Values, call: Call, x: Value, dim: int) -> Value:
+    axis = v.feature_axis(x, dim, "accumulates over the rows")
+    return v.emit(call.name, (x.ref,), x.sizes, x.place, x.dtype, dim=axis)
+
+
+@rule("cummax", "cummin")
+def _cumulative_extreme(v: Values, call: Call, x: Value, dim: int) -> list[Value]:
+    axis = v.feature_axis(x, dim, "accumulates over the rows")
+    return _both(v, call, x, dim=axis)
+
+
+@rule("sort")
+def _sort(v: Values, call: Call, x: Value, *args: Any, **kwargs: Any) -> list[Value]:
+    options = {**dict(zip(_names(call), args)), **kwargs}
+    axis = v.feature_axis(x, options.get("dim", -1), "sorts the rows")
+    return _both(v, call, x, dim=axis, descending=options.get("descending", False))
+
+
+def _names(call: Call) -> list[str]:
+    return [a.name for a in call.operator._schema.arguments[1:]]
+
+
+@rule("topk")
+def _topk(v: Values, call: Call, x: Value, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    axis = v.feature_axis(x, dim, "takes the largest of the rows")
+    return _both(v, call, x, k=k, dim=axis, largest=largest, sorted=sorted)
+
+
+@rule("median", "mode")
+def _middle(v: Values, call: Call, x: Value, dim: int | None = None, keepdim: bool = False) -> Any:
+    if dim is None or len(call.result) != 2:
+        x, dim, keepdim = v.view(x, (_count(x),)), 0, False
+    axis = v.feature_axis(x, dim, "takes the median of the rows")
+    place = x.place
+    if place is not None and not keepdim:
+        place = Place(place.axis - (dim % len(x.sizes) < place.axis), place.before, place.after)
+    made = call.result if isinstance(call.result, (tuple, list)) else [call.result]
+    parts = [
+        v.emit(call.name, (x.ref,), r.shape, place, r.dtype, dim=axis, keepdim=keepdim, output=i)
+        for i, r in enumerate(made)
+    ]
+    return parts if isinstance(call.result, (tuple, list)) else parts[0]
+
+
+def _both(v: Values, call: Call, x: Value, **attributes: Any) -> list[Value]:
+    """Values and indices."""
+    return [
+        v.emit(call.name, (x.ref,), made.shape, x.place, made.dtype, **attributes, output=i)
+        for i, made in enumerate(call.result)
+    ]

@@ -1,0 +1,121 @@
+"""A call of the step -> the ATen operators it ran, in order, with what went in and came out.
+
+The tensors are fake: they have a shape and no data. Operators that write in place are removed by running the tape a
+second time under `torch.func.functionalize`; most cells have none.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functionalize
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from throughtime._errors import CaptureError
+from throughtime._nested import leaves, map_leaves
+from throughtime.capture.formulas import FORMULAS
+
+__all__ = ["Call", "Tape", "functional", "is_framework", "user_line"]
+
+LONGEST = 20_000
+_NO_TENSORS = ("prim::device", "aten::sym_size", "aten::sym_stride", "aten::sym_numel", "aten::is_same_size")
+_FRAMEWORK = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One operator that ran."""
+
+    operator: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+    line: str
+
+    @property
+    def name(self) -> str:
+        """Without the namespace of PyTorch's own operators."""
+        return self.operator._schema.name.removeprefix("aten::")
+
+    def read(self) -> list[Tensor]:
+        return [a for a in leaves((self.args, self.kwargs)) if isinstance(a, Tensor)]
+
+    def made(self) -> list[Tensor]:
+        return [r for r in leaves(self.result) if isinstance(r, Tensor)]
+
+
+class Tape(TorchDispatchMode):
+    """Records while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func._schema.name.startswith(_NO_TENSORS):
+            return func(*args, **kwargs)
+        with self:
+            result = FORMULAS.get(func, func.decompose)(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+        result = func(*args, **kwargs)
+        self._record(Call(func, args, kwargs, result, user_line()))
+        return result
+
+    def _record(self, call: Call) -> None:
+        if len(self.calls) >= LONGEST:
+            raise CaptureError(
+                f"one step runs more than {LONGEST} operators; if it loops over the rows of the batch, or over time, "
+                f"write it for all rows at once and one time step."
+            )
+        self.calls.append(call)
+
+
+def functional(calls: Sequence[Call], inputs: list[Tensor], outputs: list[Tensor]) -> tuple[list[Call], list[Tensor]]:
+    """The same computation without operators that write in place, and its outputs."""
+    if not any(c.operator._schema.is_mutable for c in calls):
+        return list(calls), outputs
+    tape = Tape()
+    with torch.no_grad(), tape:
+        results = functionalize(_replay(calls, inputs, outputs), remove="mutations")(*inputs)
+    return tape.calls, list(results)
+
+
+def _replay(calls: Sequence[Call], inputs: list[Tensor], outputs: list[Tensor]) -> Callable[..., list[Tensor]]:
+    def run(*values: Tensor) -> list[Tensor]:
+        now = {id(old): new for old, new in zip(inputs, values)}
+
+        def lookup(leaf: Any) -> Any:
+            return now.get(id(leaf), leaf) if isinstance(leaf, Tensor) else leaf
+
+        for call in calls:
+            args, kwargs = map_leaves(lookup, (call.args, call.kwargs))
+            made = call.operator(*args, **kwargs)
+            for old, new in zip(leaves(call.result), leaves(made)):
+                if isinstance(old, Tensor):
+                    now[id(old)] = new
+        return [lookup(o) for o in outputs]
+
+    return run
+
+
+def is_framework(file: str) -> bool:
+    return file.startswith(_FRAMEWORK)
+
+
+def user_line() -> str:
+    """`cell.py:12` of the innermost line that is not PyTorch's or ours; empty in a backward pass."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if not is_framework(code.co_filename):
+            return f"{code.co_filename}:{frame.f_lineno}"
+        if code.co_name == "_gradients":
+            return ""
+        frame = frame.f_back
+    return ""

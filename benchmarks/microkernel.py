@@ -94,7 +94,8 @@ def compare_outer(ours: Ours, p: int, m: int, n: int, repeats: int) -> str:
 def line(name: str, shape: tuple[int, ...], flops: float, mine: float, theirs: float) -> str:
     """What both reached, and the ratio."""
     sizes = " x ".join(f"{size:4}" for size in shape)
-    return f"{name:8} {sizes}: {flops / mine / 1e9:6.1f} GFLOP/s, torch {flops / theirs / 1e9:6.1f}, {theirs / mine:5.2f} x"
+    reached, rival = flops / mine / 1e9, flops / theirs / 1e9
+    return f"{name:8} {sizes}: {reached:6.1f} GFLOP/s, torch {rival:6.1f}, {reached / rival:5.2f} x"
 
 
 def compile_seconds(target, element) -> float:

@@ -3,11 +3,10 @@
 import errno
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse import ActionConfigFile, Namespace  # pyright: ignore[reportPrivateImportUsage]
 from pytorch_lightning.cli import LightningArgumentParser
 
 from throughtime.fit.commands import evaluate, fit, predict
@@ -104,8 +103,7 @@ def _add_run_and_data(parser: LightningArgumentParser, part: str) -> None:
 
 
 def _options(config: Namespace) -> Options:
-    groups: list[Any] = [group(**{f.name: _plain(config[f.name]) for f in fields(group)}) for group in GROUPS]
-    return Options(*groups)
+    return Options.from_flat({name: _plain(value) for name, value in vars(config).items()})
 
 
 def _plain(value: Any) -> Any:

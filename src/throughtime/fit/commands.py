@@ -1,6 +1,6 @@
 """fit, evaluate, predict: what each command does, given options."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +54,11 @@ def fit(options: Options, run: Path | None, resume: bool) -> None:
 def evaluate(run: Path, source: str | None, part: str) -> None:
     """Print how well the saved model does."""
     console = Console(soft_wrap=True)
-    directory = RunDirectory(run)
-    options, encoding = directory.read_options(), directory.read_encoding()
-    chosen = replace(options.data, data=source or options.data.data)
-    if part == "all":
-        table = encode(read_table(chosen, bool(options.model.embed), need_labels=True), encoding)
-    else:
-        table = read_data(chosen, bool(options.model.embed), encoding).part(part)
-    if not len(table):
-        raise FitError(f"{chosen.data} has no sequences in its {part} part.")
-    model, epoch = directory.read_model()
-    predictions = _predict(console, model, table, encoding, options.training)
-    console.print(f"{source_name(chosen.data)}, {part} part, weights of epoch {epoch}", highlight=False)
+    saved = _open(run)
+    table = saved.read(source, part, need_labels=True)
+    predictions = _predict(console, saved.model, table, saved.encoding, saved.options.training)
+    name = source_name(source or saved.options.data.data)
+    console.print(f"{name}, {part} part, weights of epoch {saved.epoch}", highlight=False)
     _tell_metrics(console, predictions)
     _tell_classes(console, predictions)
 
@@ -74,19 +67,41 @@ def predict(run: Path, source: str | None, part: str, out: Path) -> None:
     """Write what the saved model says of each sequence."""
     check_output(out)
     console = Console(soft_wrap=True)
-    directory = RunDirectory(run)
-    options, encoding = directory.read_options(), directory.read_encoding()
-    chosen = replace(options.data, data=source or options.data.data)
-    if part == "all":
-        table = encode(read_table(chosen, bool(options.model.embed), need_labels=False), encoding)
-    else:
-        table = read_data(chosen, bool(options.model.embed), encoding).part(part)
-    model, _ = directory.read_model()
-    predictions = _predict(console, model, table, encoding, options.training)
+    saved = _open(run)
+    table = saved.read(source, part, need_labels=False)
+    predictions = _predict(console, saved.model, table, saved.encoding, saved.options.training)
     write_predictions(out, predictions)
     console.print(f"{len(table):,} predictions in {out}", highlight=False)
     if table.labels is not None:
         _tell_metrics(console, predictions)
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """A run that has a trained model."""
+
+    options: Options
+    encoding: Encoding
+    model: SequenceClassifier
+    epoch: int
+
+    def read(self, source: str | None, part: str, need_labels: bool) -> Table:
+        """The sequences of a part of the run's own data, or of another source."""
+        chosen, tokens = (
+            replace(self.options.data, data=source or self.options.data.data),
+            bool(self.options.model.embed),
+        )
+        if part == "all":
+            return encode(read_table(chosen, tokens, need_labels), self.encoding)
+        table = read_data(chosen, tokens, self.encoding).part(part)
+        if not len(table):
+            raise FitError(f"{chosen.data} has no sequences in its {part} part.")
+        return table
+
+
+def _open(run: Path) -> _Saved:
+    directory = RunDirectory(run)
+    return _Saved(directory.read_options(), directory.read_encoding(), *directory.read_model())
 
 
 def _train(
@@ -121,7 +136,8 @@ def _finish(console: Console, options: Options, data: Data, directory: RunDirect
         "seconds": sum(row["seconds"] for row in keeper.history),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    write_report(directory, options, data, model, keeper.history, predictions, results)
+    # Lightning leaves a model in the precision it worked in, so the report reads it anew.
+    write_report(directory, options, data, directory.read_model()[0], keeper.history, predictions, results)
     directory.write_results(results)
     _tell_end(console, directory, results)
 

@@ -7,13 +7,20 @@ from pathlib import Path
 
 from throughtime.fit.errors import FitError
 
-__all__ = ["replacing", "write_bytes", "write_text"]
+__all__ = ["is_unfinished", "replacing", "write_bytes", "write_text"]
+
+SUFFIX = ".part"
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether this is what a killed process left of a file it was writing; the next write replaces it."""
+    return path.suffix == SUFFIX
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`; what is written there takes the place of `path` at the end, or vanishes."""
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}{SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -88,7 +88,7 @@ class RunKeeper(pl.Callback):
 
     def _write(self, row: Epoch) -> None:
         lines = io.StringIO()
-        table = csv.DictWriter(lines, COLUMNS, lineterminator="\n")
+        table = csv.DictWriter[str](lines, COLUMNS, lineterminator="\n")
         table.writeheader()
         table.writerows(self.history)
         write_text(self.run.metrics, lines.getvalue())

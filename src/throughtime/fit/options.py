@@ -1,9 +1,14 @@
 """What a run is asked to do, as values. The names and their descriptions are the command line's."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+if TYPE_CHECKING:
+    NonNegativeInt = PositiveInt = int
+    NonNegativeFloat = PositiveFloat = float
+else:  # the same, checked where the command line is read
+    from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 __all__ = ["DataOptions", "ModelOptions", "Options", "TrainingOptions"]
 
@@ -90,3 +95,12 @@ class Options:
     data: DataOptions
     model: ModelOptions
     training: TrainingOptions
+
+    @staticmethod
+    def from_flat(values: Mapping[str, Any]) -> "Options":
+        """From the names of the command line to values; KeyError where one is missing."""
+
+        def group(kind: Any) -> Any:
+            return kind(**{f.name: values[f.name] for f in fields(kind)})
+
+        return Options(group(DataOptions), group(ModelOptions), group(TrainingOptions))

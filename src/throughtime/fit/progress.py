@@ -58,6 +58,8 @@ class EpochLines(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         self._bar.stop()
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
+            self.console.print("Stopped. The same command with --resume goes on from the last checkpoint.")
 
 
 def _line(row: Epoch, best: bool) -> str:

@@ -20,9 +20,9 @@ from throughtime.fit.checkpoint import load_tensors, save_tensors
 from throughtime.fit.data.encoding import Encoding
 from throughtime.fit.data.sources import absolute_source, source_name
 from throughtime.fit.errors import FitError
-from throughtime.fit.files import write_text
+from throughtime.fit.files import is_unfinished, write_text
 from throughtime.fit.model import SequenceClassifier, build_model
-from throughtime.fit.options import DataOptions, ModelOptions, Options, TrainingOptions
+from throughtime.fit.options import Options
 
 __all__ = ["RunDirectory", "default_directory"]
 
@@ -55,7 +55,7 @@ class RunDirectory:
 
     def check_free_for(self, options: Options, resume: bool) -> None:
         """Refuses another run's directory, and this run's own unless it is to be resumed."""
-        if not self.path.exists() or not any(self.path.iterdir()):
+        if not self._holds_anything():
             return
         if not self.holds_run:
             raise FitError(f"{self.path} exists and is not the directory of a run. Choose another with --run.")
@@ -82,21 +82,22 @@ class RunDirectory:
                     f"the data has changed since the run in {self.path} began ({options.data.data}, fingerprint "
                     f"{known}, now {fingerprint}), so it cannot be resumed. Choose another directory with --run."
                 )
+        self._results.unlink(missing_ok=True)
         data = {"fingerprint": fingerprint, **dataclasses.asdict(encoding)}
-        write_text(self._data, json.dumps(data, indent=1))
         write_text(self._config, yaml.safe_dump(_flat(options), sort_keys=False))
+        write_text(self._data, json.dumps(data, indent=1))
 
     def read_options(self) -> Options:
         if not self.holds_run:
             raise FitError(f"{self.path} is not the directory of a run: there is no {self._config.name} in it.")
         try:
-            flat = yaml.safe_load(self._config.read_text())
-            groups = (DataOptions, ModelOptions, TrainingOptions)
-            return Options(*(group(**{f.name: flat[f.name] for f in dataclasses.fields(group)}) for group in groups))
+            return Options.from_flat(yaml.safe_load(self._config.read_text()))
         except (yaml.YAMLError, KeyError, TypeError) as error:
             raise FitError(f"{self._config} is not a whole configuration: {error!r}.") from error
 
     def read_encoding(self) -> Encoding:
+        if not self._model.is_file():
+            raise FitError(f"{self.path} holds no trained model yet. Finish the run with: throughtime fit --resume")
         known = json.loads(self._data.read_text())
         del known["fingerprint"]
         vocabulary = known.pop("vocabulary")
@@ -109,8 +110,6 @@ class RunDirectory:
     def read_model(self) -> tuple[SequenceClassifier, int]:
         """The saved model, and the epoch it is from."""
         options, encoding = self.read_options(), self.read_encoding()
-        if not self._model.is_file():
-            raise FitError(f"{self.path} holds no trained model yet. Finish the run with: throughtime fit --resume")
         weights, metadata = load_tensors(self._model)
         model = build_model(options.model, encoding, options.training.seed)
         model.load_state_dict(weights)
@@ -122,9 +121,9 @@ class RunDirectory:
     def read_results(self) -> dict[str, Any] | None:
         return json.loads(self._results.read_text()) if self._results.is_file() else None
 
-    def reopen(self) -> None:
-        """A finished run that is to go further is unfinished again."""
-        self._results.unlink(missing_ok=True)
+    def _holds_anything(self) -> bool:
+        """Whether there is more in it than what a killed run had begun to write."""
+        return self.path.exists() and any(not is_unfinished(path) for path in self.path.iterdir())
 
     @property
     def _config(self) -> Path:

@@ -11,13 +11,12 @@ BRIGHTEST = 16  # the images count set pixels in 4 x 4 blocks
 
 
 def read_digits() -> Table:
-    digits = load_digits()
-    images = np.asarray(digits["images"], dtype=np.float32) / BRIGHTEST
-    count, height, width = images.shape
+    pixels, labels = load_digits(return_X_y=True)
+    count, height, width = len(pixels), 8, 8
     return Table(
-        values=images.reshape(count * height, width),
+        values=pixels.reshape(count * height, width).astype(np.float32) / BRIGHTEST,
         lengths=np.full(count, height),
-        labels=np.asarray(digits["target"], dtype=np.int64),
+        labels=labels.astype(np.int64),
         parts=np.full(count, ""),
         rows=np.arange(count),
         picture=True,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -112,14 +113,22 @@ def _read_list(name: str, column: pa.ChunkedArray, tokens: bool) -> tuple[np.nda
     if not _is_list(column.type):
         raise FitError(f"parquet: the column {name!r} must hold lists of steps, got {column.type}.")
     if column.null_count:
-        row = int(pc.index(pc.is_null(column), True).as_py())
+        row = _first_null(column)
         raise FitError(f"parquet: row {row} of the column {name!r} is null. An empty list is a sequence of no steps.")
     rows = _one_array(column)
-    lengths = pc.list_value_length(rows).to_numpy(zero_copy_only=False).astype(np.int64)
+    lengths = _list_lengths(rows)
     flat = rows.flatten()
     if tokens:
         return _read_tokens(name, flat, lengths), lengths
     return _read_numbers(name, flat, lengths), lengths
+
+
+def _list_lengths(lists: pa.Array) -> np.ndarray:
+    return pc.call_function("list_value_length", [lists]).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _first_null(values: Any) -> int:
+    return int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:
@@ -162,7 +171,7 @@ def _read_numbers(name: str, flat: pa.Array, lengths: np.ndarray) -> np.ndarray:
 
 
 def _one_width(name: str, steps: pa.Array, lengths: np.ndarray) -> int:
-    widths = pc.list_value_length(steps).to_numpy(zero_copy_only=False)
+    widths = _list_lengths(steps)
     if not len(widths):
         return 1
     odd = np.flatnonzero(widths != widths[0])
@@ -179,7 +188,7 @@ def _one_width(name: str, steps: pa.Array, lengths: np.ndarray) -> int:
 
 def _refuse_null(name: str, flat: pa.Array, lengths: np.ndarray) -> None:
     if flat.null_count and not pa.types.is_null(flat.type):
-        step = int(pc.index(pc.is_null(flat), True).as_py())
+        step = _first_null(flat)
         row, _ = row_of_step(lengths, step)
         raise FitError(f"parquet: row {row} of {name!r} holds a null. Fill in or drop such rows.")
 
@@ -187,7 +196,7 @@ def _refuse_null(name: str, flat: pa.Array, lengths: np.ndarray) -> None:
 def _read_labels(table: pa.Table, name: str) -> np.ndarray:
     column = table.column(name)
     if column.null_count:
-        row = int(pc.index(pc.is_null(column), True).as_py())
+        row = _first_null(column)
         raise FitError(f"parquet: row {row} of the label column {name!r} is null.")
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 __all__ = ["draw_confusion", "draw_curves", "draw_gradients", "draw_mistakes", "draw_states"]
 
 INK, GREY, TRAIN, VALID, ACCENT = "#22303c", "#8a97a3", "#2f6fb2", "#e07a26", "#2c8a57"
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "text.color": INK,
     "axes.labelcolor": INK,

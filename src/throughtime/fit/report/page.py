@@ -38,7 +38,7 @@ def write_report(
     results: dict[str, Any],
 ) -> None:
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    template = environment.from_string(files(__package__).joinpath("page.html").read_text())
+    template = environment.from_string(files("throughtime.fit.report").joinpath("page.html").read_text())
     page = template.render(
         options=options,
         source=source_name(options.data.data),

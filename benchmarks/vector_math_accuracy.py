@@ -1,6 +1,6 @@
 """How accurate and how fast are our vector functions, beside PyTorch's in the same process?
 
-float: the largest error in units in the last place over every float32 there is (`pow`: over random pairs), against PyTorch's
+float: the largest error in units in the last place over every float32 (`pow`: over random pairs), against PyTorch's
 double. double: over random samples of several kinds, against mpmath. Speed: one thread, nanoseconds per element of an
 array that fits into the cache, medians of processor time of interleaved runs.
 

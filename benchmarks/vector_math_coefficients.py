@@ -175,7 +175,7 @@ def erfc_exponent(name: str, coefficients: int, high: str, single: bool = False)
 FITS = (
     exponential("EXPONENTIAL_F32", 5, single=True),
     exponential("EXPONENTIAL_F32_IN_F64", 6),
-    exponential("EXPONENTIAL_F64", 10),
+    exponential("EXPONENTIAL_F64", 11),
     logarithm("LOGARITHM_F32", 4, single=True),
     logarithm("LOGARITHM_F32_IN_F64", 5),
     logarithm("LOGARITHM_F64", 8),

@@ -6,6 +6,7 @@ come out as IEEE and C have them. `benchmarks/vector_math_accuracy.py` measures 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from llvmlite import ir
 
@@ -61,15 +62,15 @@ ARGUMENTS: dict[str, int] = {name: 2 if name == "pow" else 1 for name in FUNCTIO
 ULP_BOUNDS: dict[str, tuple[float, float]] = dict.fromkeys(FUNCTIONS, (2.0, 2.0))
 
 
-def emit(name: str, builder: ir.IRBuilder, *arguments: ir.Value) -> ir.Value:
+def emit(name: str, builder: ir.IRBuilder, *arguments: Any) -> Any:
     """The value of the function, in the way that is best for it."""
     if name in INSTRUCTIONS:
         return emit_inline(name, builder, *arguments)
-    vector = arguments[0].type  # type: ignore[attr-defined]
+    vector = arguments[0].type
     return builder.call(declare_in(builder.module, name, vector.element, vector.count), arguments)
 
 
-def emit_inline(name: str, builder: ir.IRBuilder, *arguments: ir.Value) -> ir.Value:
+def emit_inline(name: str, builder: ir.IRBuilder, *arguments: Any) -> Any:
     """Write the function's instructions where the builder stands."""
     return FUNCTIONS[name](*(Lanes(builder, argument) for argument in arguments)).value
 

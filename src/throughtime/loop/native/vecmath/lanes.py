@@ -8,7 +8,7 @@ says so. Python numbers next to a `Lanes` become splatted constants of its type.
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Union
+from typing import Any, Union
 
 from llvmlite import ir
 
@@ -90,13 +90,13 @@ class Lanes:
 
     __slots__ = ("builder", "value")
 
-    def __init__(self, builder: ir.IRBuilder, value: ir.Value) -> None:
+    def __init__(self, builder: Any, value: Any) -> None:  # llvmlite carries no type hints
         self.builder = builder
         self.value = value
 
     @property
     def type(self) -> ir.VectorType:
-        return self.value.type  # type: ignore[attr-defined]
+        return self.value.type
 
     @property
     def format(self) -> Format:
@@ -114,7 +114,7 @@ class Lanes:
         """`number` in every lane, in this value's type."""
         return Lanes(self.builder, _SplatConstant(self.type, number))
 
-    def _both(self, other: Operand) -> tuple[ir.Value, ir.Value]:
+    def _both(self, other: Operand) -> tuple[Any, Any]:
         if not isinstance(other, Lanes):
             other = self.splat(other)
         return self.value, other.value

@@ -8,6 +8,7 @@ cancel.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from llvmlite import ir
 
@@ -162,7 +163,7 @@ def _pieces_by_load(x: Lanes) -> list[Lanes]:
     # The biased exponent plus one, over 32, is 34 for |x| in [2**64, 2**96).
     block = (x.as_bits().shifted_down(FLOAT64.fraction_bits) + 1).shifted_down(5) - 33
     row = where(block < 0, 0, block)
-    pieces = [ir.Constant(x.type, ir.Undefined)] * PIECES
+    pieces: list[Any] = [ir.Constant(x.type, ir.Undefined)] * PIECES
     for lane in range(x.lanes):
         start = builder.mul(builder.extract_element(row.value, index_type(lane)), index_type(PIECES))
         for i in range(PIECES):
@@ -179,7 +180,7 @@ def _table(module: ir.Module) -> ir.GlobalVariable:
         return module.globals[name]
     below = [0] + [54 - start for start in FLOAT64_STARTS]
     flat = [piece for bit in below for piece in _row(bit, FLOAT64_WIDTH, FLOAT64_SCALE)]
-    table = ir.GlobalVariable(module, ir.ArrayType(FLOAT64.element, len(flat)), name)
+    table: Any = ir.GlobalVariable(module, ir.ArrayType(FLOAT64.element, len(flat)), name)
     table.initializer = ir.Constant(table.value_type, flat)
     table.linkage, table.global_constant = "internal", True
     return table

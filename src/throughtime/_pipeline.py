@@ -1,19 +1,38 @@
-"""READ FIRST: a cell and a ragged batch -> ys and the final state. Chooses the backend; owns the only cache."""
+"""READ FIRST: a cell and a ragged batch -> ys and the final state. Chooses the backend; owns the only cache.
 
-from dataclasses import dataclass
+    trace = trace_step(cell, xs, state)     the step and its gradient, as a graph
+    plan = make_plan(trace.pair)            what must be sequential, what leaves the loop, what is kept
+    kernel = NativeKernel(plan)             machine code
+    ys, state = run_native(kernel, ...)     one autograd node, whatever the number of steps
+
+A cell that cannot take this way runs step by step in PyTorch (`backend="portable"`), and says why.
+"""
+
+import threading
+import warnings
+import weakref
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from throughtime._errors import BackendError
+from throughtime._autograd import NativeCall, run_native
+from throughtime._errors import BackendError, BackendWarning, CaptureError, PlanError
 from throughtime._nested import Nested, flatten, leaves, map_leaves, unflatten
 from throughtime._sequence import Ragged
 from throughtime._state import check_output, split_result, trial
 from throughtime._types import Backend
+from throughtime.capture import StepTrace, trace_step
+from throughtime.loop.native.kernel import Batch, NativeKernel
+from throughtime.loop.noise import draw_seed
 from throughtime.loop.portable import PortableLoop
+from throughtime.plan.loop_plan import LoopPlan
+from throughtime.plan.make import make_plan
 
-__all__ = ["Run", "run"]
+__all__ = ["Compiled", "Refusal", "Run", "compilations", "compiled_loop", "run"]
 
 
 @dataclass(frozen=True)
@@ -30,13 +49,170 @@ class Run:
     chunk: int
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """A cell's step as machine code."""
+
+    trace: StepTrace
+    plan: LoopPlan
+    kernel: NativeKernel
+
+
+@dataclass
+class Refusal:
+    """Why a cell does not run natively. `told`: the warning was given."""
+
+    reason: str
+    told: bool = False
+
+
+@dataclass
+class _Cache:
+    """By cell, then by signature. A cell's entries go with it."""
+
+    by_cell: dict[int, dict[Hashable, Compiled | Refusal]] = field(default_factory=dict)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    compilations: int = 0
+
+    def of(self, cell: Any) -> dict[Hashable, Compiled | Refusal]:
+        owner = getattr(cell, "__self__", cell)  # a bound method is made anew at each access
+        key = hash((id(owner), getattr(cell, "__func__", None)))
+        if key not in self.by_cell:
+            self.by_cell[key] = {}
+            weakref.finalize(owner, self.by_cell.pop, key, None)
+        return self.by_cell[key]
+
+
+_cache = _Cache()
+
+
+def compilations() -> int:
+    """How many loops this process has compiled."""
+    return _cache.compilations
+
+
 def run(request: Run) -> tuple[Nested, Nested]:
     """ys [N, ...] and the final state [B, ...], in loop order."""
-    if request.backend == "native":
-        raise BackendError("the native backend is not there yet; use backend='portable'.")
     if request.ragged.steps == 0:
-        return _no_outputs(request), request.state
+        return _no_outputs(request), map_leaves(torch.clone, request.state)
+    if request.backend == "portable":
+        return _portable(request)
+    loop = compiled_loop(request)
+    if isinstance(loop, Compiled):
+        return _native(request, loop)
+    if request.backend == "native":
+        raise BackendError(
+            f"dynamic_rnn: backend='native' cannot run this cell: {loop.reason}. Use backend='auto' or 'portable'."
+        )
+    _warn_once(loop)
     return _portable(request)
+
+
+def compiled_loop(request: Run) -> Compiled | Refusal:
+    """The request's loop, out of the cache if it was compiled before."""
+    xs, row_consts = request.ragged.xs, request.row_consts
+    cell: Any = request.cell
+    if (reason := _unfit(request)) is not None:
+        return Refusal(reason)
+    with _cache.lock:
+        entries = _cache.of(cell)
+        key = _signature(request)
+        known = entries.get(key)
+        if isinstance(known, Compiled) and not known.trace.fits(known.trace.read_consts()):
+            known = None
+        if known is None:
+            if request.reset is not None:
+                cell, xs, row_consts = ResetStep(cell), (xs, request.reset), (row_consts, request.reset_state)
+            known = entries[key] = _compile(cell, xs, request.state, row_consts)
+        return known
+
+
+def _compile(cell: Any, xs: Nested, state: Nested, row_consts: Nested) -> Compiled | Refusal:
+    _cache.compilations += 1
+    try:
+        trace = trace_step(cell, xs, state, row_consts)
+        plan = make_plan(trace.pair)
+        return Compiled(trace, plan, NativeKernel(plan))
+    except (CaptureError, PlanError, BackendError) as error:
+        return Refusal(str(error).rstrip("."))
+
+
+class ResetStep:
+    """A step whose state is put back first, where the mask is true. Traced with the cell, so resets cost nothing."""
+
+    def __init__(self, cell: Any) -> None:
+        self.cell = cell
+
+    def __call__(self, x_and_mask: Nested, state: Nested, consts_and_start: Nested) -> Any:
+        (x, mask), (row_consts, start) = x_and_mask, consts_and_start
+
+        def put_back(start: Tensor, leaf: Tensor) -> Tensor:
+            shaped = mask
+            for _ in range(leaf.dim() - 1):
+                shaped = shaped.unsqueeze(-1)
+            return torch.where(shaped, start, leaf)
+
+        state = map_leaves(put_back, start, state)
+        return self.cell(x, state, row_consts) if leaves(row_consts) else self.cell(x, state)
+
+
+def _unfit(request: Run) -> str | None:
+    """What the native backend does not do, whatever the cell computes."""
+    device = request.ragged.device
+    if device.type != "cpu":
+        return f"the inputs are on {device}, and machine code is made for the CPU"
+    if isinstance(request.cell, nn.Module):
+        for name, module in request.cell.named_modules():
+            if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+                return f"{name or 'the cell'} has hooks, which run at every step"
+    return None
+
+
+def _signature(request: Run) -> Hashable:
+    modules = request.cell.modules() if isinstance(request.cell, nn.Module) else ()
+    named = (request.ragged.xs, request.state, request.row_consts, request.reset, request.reset_state)
+    return (
+        tuple((leaf.shape[1:], leaf.dtype, leaf.requires_grad) for leaf in leaves(named) if leaf is not None),
+        tuple(module.training for module in modules),
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
+    )
+
+
+def _native(request: Run, loop: Compiled) -> tuple[Nested, Nested]:
+    ragged, xs, row_consts = request.ragged, request.ragged.xs, request.row_consts
+    if request.reset is not None:
+        xs, row_consts = (xs, request.reset), (row_consts, request.reset_state)
+    groups = [loop.trace.read_consts(), leaves(row_consts), leaves(xs), leaves(request.state)]
+    noisy = bool(loop.plan.of_kind("noise"))
+    call = NativeCall(
+        loop.kernel,
+        Batch(np.array(ragged.active, np.int64), np.array(ragged.offsets, np.int64), ragged.lengths, _threads()),
+        request.chunk,
+        (len(groups[0]), len(groups[1]), len(groups[2]), len(groups[3])),
+        draw_seed() if noisy else None,
+        _user_rows(ragged) if noisy else None,
+    )
+    ys, final = run_native(call, [tensor for group in groups for tensor in group])
+    return unflatten(loop.trace.ys_structure, ys), unflatten(flatten(request.state)[1], final)
+
+
+def _threads() -> int:
+    return torch.get_num_threads()
+
+
+def _user_rows(ragged: Ragged) -> np.ndarray:
+    return np.arange(ragged.batch_size) if ragged.order is None else ragged.order.cpu().numpy()
+
+
+def _warn_once(refusal: Refusal) -> None:
+    if not refusal.told:
+        refusal.told = True
+        warnings.warn(
+            f"dynamic_rnn runs this cell step by step in PyTorch (backend='portable'): {refusal.reason}. "
+            f"Say backend='portable' to run it so without this warning.",
+            BackendWarning,
+            stacklevel=4,
+        )
 
 
 def _portable(request: Run) -> tuple[Nested, Nested]:

@@ -74,9 +74,7 @@ def _emit_step(
     return e.done()
 
 
-def _emit_op(
-    e: Emitter, element: ir.Type, op: Op, program: Program, place: "_Places", product: ir.Function
-) -> None:
+def _emit_op(e: Emitter, element: ir.Type, op: Op, program: Program, place: "_Places", product: ir.Function) -> None:
     if isinstance(op, Pass):
         emit_pass(e, element, op, program.buffers, place.bases, place.count)
     elif isinstance(op, Product):

@@ -26,6 +26,7 @@ from throughtime.loop.native.lower import Lowered, Reduction, lower
 from throughtime.loop.native.program import Program
 from throughtime.loop.native.target import Target, host_target
 from throughtime.loop.native.threads import FIRST_ARGUMENT, run_shares
+from throughtime.loop.noise import normal, uniform
 from throughtime.plan.loop_plan import LoopPlan
 
 __all__ = ["Batch", "Kept", "NativeKernel"]
@@ -52,6 +53,11 @@ class Batch:
     def pairs(self) -> int:
         return int(self.offsets[-1])
 
+    def most_pairs(self, window: int) -> int:
+        """The most pairs in any chunk of so many steps."""
+        marks = np.append(self.offsets[:-1:window], self.offsets[-1])
+        return int(np.diff(marks).max(initial=0))
+
     def shares(self, start: int, stop: int) -> np.ndarray:
         """Bounds of contiguous ranges of rows with about the same number of pairs in these steps."""
         steps = np.clip(self.lengths - start, 0, stop - start)
@@ -68,6 +74,17 @@ class Kept:
     buffers: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Bound:
+    """One call's tensors. consts: by name in the plan. buffers: row consts and xs, by name in the programs."""
+
+    batch: Batch
+    consts: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor]
+    seed: int | None
+    user_rows: np.ndarray | None
+
+
 class NativeKernel:
     """One plan as machine code for one target. Programs are compiled when they are first needed."""
 
@@ -80,65 +97,84 @@ class NativeKernel:
         self._code: dict[str, CompiledModule] = {}
         _check_reductions(self.lowered.reductions)
 
-    def forward(
+    def bind(
         self,
         batch: Batch,
-        consts: Mapping[str, Tensor],
-        pairs: Mapping[str, Tensor],
-        rows: Mapping[str, Tensor],
-        carry: Sequence[Tensor],
-        chunk: int,
-        training: bool,
+        consts: Sequence[Tensor],
+        rows: Sequence[Tensor],
+        xs: Sequence[Tensor],
+        seed: int | None = None,
+        user_rows: np.ndarray | None = None,
+    ) -> "Bound":
+        """Tensors in the order of the plan's inputs -> what a program reads, by name. Runs what is done once per call.
+
+        seed, user_rows: of the noise, which is keyed by the user's row.
+        """
+        env = {i.name: tensor.detach() for i, tensor in zip(self.plan.of_kind("const"), consts)}
+        for node in self.plan.once:
+            env[node.name] = run_node(node, env, 0)
+        buffers = {f"row_consts:{k}": self._as_numbers(tensor) for k, tensor in enumerate(rows)}
+        buffers |= {f"xs:{k}": self._as_numbers(tensor) for k, tensor in enumerate(xs)}
+        return Bound(batch, env, buffers, seed, user_rows)
+
+    def _as_numbers(self, tensor: Tensor) -> Tensor:
+        """Rows of numbers of the kernel's type; whole numbers, which look up tables, are int64."""
+        integer = not tensor.dtype.is_floating_point and tensor.dtype != torch.bool
+        wanted = torch.int64 if integer else self.lowered.element
+        return tensor.detach().reshape(len(tensor), math.prod(tensor.shape[1:])).to(wanted).contiguous()
+
+    def forward(
+        self, bound: "Bound", carry: Sequence[Tensor], chunk: int, training: bool
     ) -> tuple[list[Tensor], list[Tensor], Kept]:
-        """(ys [N, ...], final carry [B, ...], kept). pairs: "xs:0", ...; rows: "row_consts:0", ..."""
+        """(ys [N, ...], final carry [B, ...], kept)."""
         program = self.lowered.forward if training else self.lowered.inference
-        dtype, count = self.lowered.element, batch.pairs
-        state = {f"carry:{i}": leaf.to(dtype, copy=True).contiguous() for i, leaf in enumerate(carry)}
+        dtype, batch = self.lowered.element, bound.batch
+        state = {f"carry:{i}": self._as_numbers(leaf).clone() for i, leaf in enumerate(carry)}
         results = {
-            name: torch.empty(count, buffer.width, dtype=dtype)
+            name: torch.empty(batch.pairs, buffer.width, dtype=dtype)
             for name, buffer in program.buffers.items()
-            if buffer.kind == "pair" and name not in pairs
+            if name.startswith(("ys:", "saved:", "trace:"))
         }
-        run = _Run(self, program, "training" if training else "inference", batch, consts)
-        run.bind({**pairs, **rows, **state, **results})
+        run = _Run(self, program, "training" if training else "inference", bound)
+        run.bind({**bound.buffers, **state, **results}, chunk)
         for start in range(0, len(batch.active), chunk):
             run.steps(start, min(start + chunk, len(batch.active)))
         ys = [self._shaped(results[f"ys:{k}"], name) for k, name in enumerate(self.plan.ys)]
-        final = [state[f"carry:{i}"] for i in range(len(carry))]
-        initial = {f"initial previous:{i}": carry[i].to(dtype).contiguous() for i in self.plan.traced} if training else {}
-        return ys, final, Kept({**results, **initial})
+        final = [state[f"carry:{i}"].view(leaf.shape).to(leaf.dtype) for i, leaf in enumerate(carry)]
+        if training:
+            results |= {f"initial previous:{i}": self._as_numbers(carry[i]) for i in self.plan.traced}
+        return ys, final, Kept(results if training else {})
 
     def backward(
-        self,
-        batch: Batch,
-        consts: Mapping[str, Tensor],
-        pairs: Mapping[str, Tensor],
-        rows: Mapping[str, Tensor],
-        kept: Kept,
-        d_ys: Sequence[Tensor],
-        d_final: Sequence[Tensor],
+        self, bound: "Bound", kept: Kept, d_ys: Sequence[Tensor | None], d_final: Sequence[Tensor | None]
     ) -> dict[str, list[Tensor | None]]:
-        """Gradients by kind: "consts", "row_consts", "xs", "carry"; d_final for the floating carries."""
+        """Gradients by kind: "consts", "row_consts", "xs", "carry". No cotangent (None) is a cotangent of zero."""
         program = self.lowered.backward
         assert program is not None
-        dtype = self.lowered.element
-        cotangents = {f"d_ys:{k}": d.to(dtype).contiguous() for k, d in enumerate(d_ys)}
-        state = {f"d_carry:{i}": d.to(dtype, copy=True).contiguous() for i, d in enumerate(d_final)}
-        sums = {
-            name: torch.zeros(len(batch.lengths), buffer.width, dtype=dtype)
-            for name, buffer in program.buffers.items()
-            if name.startswith("d_row_consts:")
+        batch = bound.batch
+        pairs, rows = batch.pairs, len(batch.lengths)
+        floating = [i for i, c in enumerate(self.plan.of_kind("carry")) if c.dtype.is_floating_point]
+        cotangents = {f"d_ys:{k}": self._cotangent(d, program, f"d_ys:{k}", pairs) for k, d in enumerate(d_ys)}
+        state = {
+            f"d_carry:{place}": self._cotangent(d_final[i], program, f"d_carry:{place}", rows).clone()
+            for place, i in enumerate(floating)
         }
-        gradients = {
-            name: torch.empty(batch.pairs, buffer.width, dtype=dtype)
+        results = {
+            name: torch.zeros(rows if name.startswith("d_row") else pairs, buffer.width, dtype=self.lowered.element)
             for name, buffer in program.buffers.items()
-            if name.startswith("d_xs:")
+            if name.startswith(("d_row_consts:", "d_xs:"))
         }
-        available = {**pairs, **rows, **self._kept_by_name(kept), **cotangents, **state, **sums, **gradients}
-        run = _Run(self, program, "backward", batch, consts)
-        run.bind(available)
+        available = {**bound.buffers, **self._kept_by_name(kept), **cotangents, **state, **results}
+        run = _Run(self, program, "backward", bound)
+        run.bind(available, BLOCK)
         totals = self._contract(run, batch, available)
-        return self._gradients(consts, totals, gradients, sums, state)
+        return self._gradients(bound.consts, totals, results, state)
+
+    def _cotangent(self, given: Tensor | None, program: Program, name: str, count: int) -> Tensor:
+        if given is not None:
+            return self._as_numbers(given)
+        width = program.buffers[name].width if name in program.buffers else 1
+        return torch.zeros(count, width, dtype=self.lowered.element)
 
     def _kept_by_name(self, kept: Kept) -> dict[str, Tensor]:
         """The state before each step is the trace of the state after the one before."""
@@ -165,26 +201,27 @@ class NativeKernel:
         self,
         consts: Mapping[str, Tensor],
         totals: Mapping[str, Tensor],
-        gradients: Mapping[str, Tensor],
-        sums: Mapping[str, Tensor],
+        results: Mapping[str, Tensor],
         state: Mapping[str, Tensor],
     ) -> dict[str, list[Tensor | None]]:
         plan = self.plan
         env = {**consts, **totals}
         for node in plan.after:
-            env[node.name] = run_node(node, env)
-        floating = [c.dtype.is_floating_point for c in plan.of_kind("carry")]
-        places = iter(range(sum(floating)))
+            env[node.name] = run_node(node, env, 0)
+
+        def named(kind: str, names: Sequence[str | None]) -> list[Tensor | None]:
+            return [None if n is None else self._shaped(results[f"{kind}:{k}"], n) for k, n in enumerate(names)]
+
+        places = iter(range(len(state)))
+        carries = plan.of_kind("carry")
         return {
-            "consts": [None if name is None else env[name] for name in plan.d_consts],
-            "row_consts": [
-                None if name is None else self._shaped(sums[f"d_row_consts:{k}"], name)
-                for k, name in enumerate(plan.d_row_consts)
+            "consts": [None if n is None else env[n].to(c.dtype) for n, c in zip(plan.d_consts, plan.of_kind("const"))],
+            "row_consts": named("d_row_consts", plan.d_row_consts),
+            "xs": named("d_xs", plan.d_xs),
+            "carry": [
+                self._shaped(state[f"d_carry:{next(places)}"], c.name) if c.dtype.is_floating_point else None
+                for c in carries
             ],
-            "xs": [
-                None if name is None else self._shaped(gradients[f"d_xs:{k}"], name) for k, name in enumerate(plan.d_xs)
-            ],
-            "carry": [state[f"d_carry:{next(places)}"] if is_float else None for is_float in floating],
         }
 
     def _shaped(self, flat: Tensor, name: str) -> Tensor:
@@ -212,16 +249,14 @@ class NativeKernel:
 
     def contraction(self, reduction: Reduction) -> Contraction | None:
         """How `outer` and `sum` run as our own products; None for what PyTorch sums (a table's gradient)."""
-        assert self.lowered.backward is not None
-        widths = {name: b.width for name, b in self.lowered.backward.buffers.items()}
-        widths |= {f"xs:{k}": math.prod(x.shape[1:]) for k, x in enumerate(self.plan.of_kind("xs"))}
+        widths = reduction.widths
         if reduction.node.op == "outer":
             a, g = reduction.operands[0], reduction.operands[-1]
             m, n = reduction.node.shape
-            return Contraction(m, n, a.offset, widths[a.base], g.offset, widths[g.base])
+            return Contraction(m, n, a.offset, widths[0], g.offset, widths[-1])
         if reduction.node.op == "sum":
             (g,) = reduction.operands
-            return Contraction(0, math.prod(g.shape), 0, 0, g.offset, widths[g.base])
+            return Contraction(0, math.prod(g.shape), 0, 0, g.offset, widths[0])
         return None
 
 
@@ -308,22 +343,21 @@ def _pair_pointer(buffer: Tensor, pair: int) -> int:
 class _Run:
     """A compiled program bound to the buffers of one call."""
 
-    def __init__(
-        self, kernel: NativeKernel, program: Program, kind: str, batch: Batch, consts: Mapping[str, Tensor]
-    ) -> None:
-        self.kernel, self.program, self.batch = kernel, program, batch
+    def __init__(self, kernel: NativeKernel, program: Program, kind: str, bound: "Bound") -> None:
+        self.kernel, self.program, self.bound, self.batch = kernel, program, bound, bound.batch
+        batch = bound.batch
         self.worker = kernel.code(kind).address(kind)
         self.names = arguments_of(program)
         self.block = (ctypes.c_int64 * (FIRST_ARGUMENT + len(self.names)))()
         self.place = {name: FIRST_ARGUMENT + i for i, name in enumerate(self.names)}
         self.alive: list[object] = []
         self.local: dict[str, Tensor] = {}
-        self._bind_consts(consts)
+        self._bind_consts(bound.consts)
         self._set("active", batch.active.ctypes.data)
         self._set("offsets", batch.offsets.ctypes.data)
 
-    def bind(self, buffers: Mapping[str, Tensor]) -> None:
-        """Point at the buffers of the call, and make the scratch."""
+    def bind(self, buffers: Mapping[str, Tensor], window: int) -> None:
+        """Point at the buffers of the call, and make the scratch. window: steps that run at once, at most."""
         dtype, batch = self.kernel.lowered.element, self.batch
         for name, buffer in self.program.buffers.items():
             if buffer.kind == "const":
@@ -331,9 +365,7 @@ class _Run:
             if buffer.kind == "block":
                 tensor = torch.empty(len(batch.lengths), buffer.width, dtype=dtype)
             elif buffer.local:
-                steps = range(0, len(batch.active), BLOCK)
-                longest = max((int(batch.offsets[min(t + BLOCK, len(batch.active))] - batch.offsets[t]) for t in steps))
-                tensor = self.local[name] = torch.empty(longest, buffer.width, dtype=dtype)
+                tensor = self.local[name] = torch.empty(batch.most_pairs(window), buffer.width, dtype=dtype)
             else:
                 tensor = buffers[name]
             self._point(name, tensor)
@@ -341,6 +373,7 @@ class _Run:
                 self._point(f"initial {name}", buffers[f"initial {name}"])
 
     def steps(self, start: int, stop: int) -> None:
+        self._draw_noise(start, stop)
         bounds = self.batch.shares(start, stop)
         first_pair = int(self.batch.offsets[start])
         for name, tensor in self.local.items():
@@ -351,6 +384,24 @@ class _Run:
         self._set("bounds", bounds.ctypes.data)
         self.block[0], self.block[1] = 0, len(bounds) - 1
         run_shares(self.worker, ctypes.addressof(self.block), len(bounds) - 1)
+
+    def _draw_noise(self, start: int, stop: int) -> None:
+        """The same numbers for a pair whenever they are drawn."""
+        noises = self.kernel.plan.of_kind("noise")
+        if not noises:
+            return
+        bound, batch = self.bound, self.batch
+        assert bound.seed is not None
+        assert bound.user_rows is not None
+        active = batch.active[start:stop]
+        steps = np.repeat(np.arange(start, stop), active)
+        rows = bound.user_rows[np.concatenate([np.arange(n) for n in active])]
+        places = [torch.from_numpy(rows), torch.from_numpy(steps)]
+        for k, noise in enumerate(noises):
+            if f"noise:{k}" in self.local:
+                draw = normal if noise.distribution == "normal" else uniform
+                buffer = self.local[f"noise:{k}"]
+                buffer[: len(steps)] = draw(bound.seed, k, *places, buffer.shape[1], buffer.dtype)
 
     def _bind_consts(self, consts: Mapping[str, Tensor]) -> None:
         dtype = self.kernel.lowered.element
@@ -379,5 +430,3 @@ class _Run:
 def _packer(library: CompiledModule, suffix: str) -> Callable[..., None]:
     sizes, pointer = ctypes.c_int64, ctypes.c_void_p
     return library.function(f"pack_b_{suffix}", sizes, sizes, pointer, sizes, sizes, pointer)
-
-

@@ -33,6 +33,7 @@ class Reduction:
 
     node: Node
     operands: tuple[View, ...]
+    widths: tuple[int, ...]
 
 
 def lower(plan: LoopPlan) -> Lowered:
@@ -71,9 +72,7 @@ def _lower_forward(plan: LoopPlan, training: bool) -> Program:
     if training:
         wants += [_pair_want(plan, name, f"saved:{name}") for name in plan.saved]
         wants += [
-            _pair_want(plan, plan.next_carry[i], f"trace:{i}")
-            for i in plan.traced
-            if plan.next_carry[i] not in plan.ys
+            _pair_want(plan, plan.next_carry[i], f"trace:{i}") for i in plan.traced if plan.next_carry[i] not in plan.ys
         ]
     wants += [_row_want(plan, name, f"carry:{i}") for i, name in enumerate(plan.next_carry)]
     return _assemble(assembly, plan, nodes, wants, reverse=False)
@@ -92,11 +91,17 @@ def _lower_backward(plan: LoopPlan) -> tuple[Program, tuple[Reduction, ...]]:
     wants += [replace(want, add=True) for want in sums]
     places, operand_wants = _reduction_operands(assembly, plan)
     program = _assemble(assembly, plan, nodes, [*wants, *operand_wants], reverse=True)
-    reductions = tuple(Reduction(node, tuple(places[o] for o in _row_operands(plan, node))) for node in plan.reductions)
-    return program, reductions
+    reductions = []
+    for node in plan.reductions:
+        names = _row_operands(plan, node)
+        widths = tuple(width_of(plan.shape_of(name)) for name in names)
+        reductions.append(Reduction(node, tuple(places[name] for name in names), widths))
+    return program, tuple(reductions)
 
 
-def _assemble(assembly: Assembly, plan: LoopPlan, nodes: Sequence[Node], wants: list[Want], *, reverse: bool) -> Program:
+def _assemble(
+    assembly: Assembly, plan: LoopPlan, nodes: Sequence[Node], wants: list[Want], *, reverse: bool
+) -> Program:
     wanted = {want.value for want in wants if isinstance(want.value, str)}
     return assembly.program(fuse_products(nodes, plan.values, wanted), wants, reverse=reverse)
 

@@ -221,5 +221,3 @@ ELEMENTWISE: dict[str, Instruction] = {
     "trunc": _inline("trunc"),
     "where": _where,
 }
-
-

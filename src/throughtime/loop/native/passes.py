@@ -18,6 +18,7 @@ from throughtime.loop.native.views import View
 
 __all__ = ["emit_pass"]
 
+
 def emit_pass(
     e: Emitter, element: ir.Type, op: Pass, buffers: dict[str, Buffer], bases: dict[str, Value], count: Value
 ) -> None:
@@ -93,7 +94,9 @@ def _collapse(part: SubPass, kept: int) -> tuple[SubPass, int]:
     while axis >= 0:
         if axis + 1 != kept and _follows(part, axis):
             part = _map_views(part, lambda view, a=axis: _join(view, a))
-            part = replace(part, space=(*part.space[:axis], part.space[axis] * part.space[axis + 1], *part.space[axis + 2 :]))
+            part = replace(
+                part, space=(*part.space[:axis], part.space[axis] * part.space[axis + 1], *part.space[axis + 2 :])
+            )
             if axis < kept:
                 kept -= 1
         axis -= 1
@@ -103,9 +106,7 @@ def _collapse(part: SubPass, kept: int) -> tuple[SubPass, int]:
 def _follows(part: SubPass, axis: int) -> bool:
     views = [o.view for x in part.expressions for o in x.operands if isinstance(o, Load)]
     views += [s.to for s in part.stores] + [s.value.view for s in part.stores if isinstance(s.value, Load)]
-    return all(
-        len(v.shape) <= axis + 1 or v.strides[axis] == v.strides[axis + 1] * v.shape[axis + 1] for v in views
-    )
+    return all(len(v.shape) <= axis + 1 or v.strides[axis] == v.strides[axis + 1] * v.shape[axis + 1] for v in views)
 
 
 def _join(view: View, axis: int) -> View:
@@ -183,9 +184,7 @@ class _Walk:
         size = self.part.space[axis]
         whole = size - size % self.lanes
         if whole:
-            sums = self.e.loop(
-                whole, lambda index, old: self._elements([*at, index], None, old), sums, step=self.lanes
-            )
+            sums = self.e.loop(whole, lambda index, old: self._elements([*at, index], None, old), sums, step=self.lanes)
         if size != whole:
             sums = self._elements([*at, self.e.integer(whole)], self._tail_mask(size - whole), sums)
         return sums
@@ -306,6 +305,8 @@ class _Walk:
         while count > 1:
             count //= 2
             lanes = [count + i if i < count else 0 for i in range(self.lanes)]
-            moved = self.e.b.shuffle_vector(value, undefined, ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), lanes))
+            moved = self.e.b.shuffle_vector(
+                value, undefined, ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), lanes)
+            )
             value = combine(self.e, op, value, moved)
         return self.e.b.extract_element(value, self.e.integer(0, ir.IntType(32)))

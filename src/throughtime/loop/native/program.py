@@ -17,7 +17,19 @@ from typing import Literal
 from throughtime.capture.graph import Node
 from throughtime.loop.native.views import Features, View
 
-__all__ = ["Buffer", "Expression", "Gather", "Immediate", "Load", "Operand", "Pass", "Product", "Program", "Store", "SubPass"]
+__all__ = [
+    "Buffer",
+    "Expression",
+    "Gather",
+    "Immediate",
+    "Load",
+    "Operand",
+    "Pass",
+    "Product",
+    "Program",
+    "Store",
+    "SubPass",
+]
 
 Kind = Literal["pair", "previous", "row", "block", "const"]
 

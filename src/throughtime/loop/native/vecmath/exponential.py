@@ -15,7 +15,18 @@ from throughtime.loop.native.vecmath.coefficients import (
 )
 from throughtime.loop.native.vecmath.lanes import FLOAT32, FLOAT64, Lanes, copysign, fma, where
 
-__all__ = ["LN2_HI", "LN2_LO", "Reduced", "exp", "exp_of_sum", "expm1", "reduce_exponent", "sigmoid", "tanh"]
+__all__ = [
+    "LN2_HI",
+    "LN2_LO",
+    "Reduced",
+    "exp",
+    "exp_of_sum",
+    "expm1",
+    "expm1_near_zero",
+    "reduce_exponent",
+    "sigmoid",
+    "tanh",
+]
 
 LOG2_E = 1.4426950408889634
 LN2_HI = {FLOAT32: 0.693147182464599609375, FLOAT64: 0.6931471805599453}
@@ -51,7 +62,7 @@ class Reduced:
 
 
 def reduce_exponent(x: Lanes, offset: int) -> Reduced:
-    """Split off n; x must be so small that n + offset is positive and has one bit more than an exponent at most."""
+    """Split off n; x must be so bounded that n + offset is positive and less than 4 * bias."""
     number = x.format
     rounder = 1.5 * 2**number.fraction_bits + offset
     rounded = fma(x, LOG2_E, rounder)
@@ -60,9 +71,9 @@ def reduce_exponent(x: Lanes, offset: int) -> Reduced:
     return Reduced(r, rounded.as_bits())
 
 
-def expm1_near_zero(r: Lanes) -> Lanes:
-    """expm1(r) for |r| <= log(2)/2."""
-    return fma(r * r, r.polynomial(POLYNOMIAL[r.format]), r)
+def expm1_near_zero(r: Lanes, polynomial: tuple[float, ...] = ()) -> Lanes:
+    """expm1(r) for |r| <= log(2)/2, as exactly as the format needs or as `polynomial` is."""
+    return fma(r * r, r.polynomial(polynomial or POLYNOMIAL[r.format]), r)
 
 
 def exp(x: Lanes) -> Lanes:
@@ -70,15 +81,14 @@ def exp(x: Lanes) -> Lanes:
     return exp_of_sum(x, None)
 
 
-def exp_of_sum(x: Lanes, rest: Lanes | None, polynomial: tuple[float, ...] | None = None) -> Lanes:
+def exp_of_sum(x: Lanes, rest: Lanes | None, polynomial: tuple[float, ...] = ()) -> Lanes:
     """exp(x + rest), where rest is tiny beside x."""
     number = x.format
     bounded = x.at_least(LOWEST[number]).at_most(HIGHEST[number])
     reduced = reduce_exponent(bounded, offset=2 * number.bias)
     r = reduced.r if rest is None else reduced.r + rest
-    q = fma(r * r, r.polynomial(polynomial or POLYNOMIAL[number]), r)
     first, second = reduced.scales()
-    return (q + 1.0) * first * second
+    return (expm1_near_zero(r, polynomial) + 1.0) * first * second
 
 
 def expm1(x: Lanes) -> Lanes:

@@ -1,0 +1,83 @@
+"""The autograd Function of a compiled loop: save, run two kernels, nothing else."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from throughtime._errors import BackendError
+from throughtime.loop.native.kernel import Batch, Kept, NativeKernel
+
+__all__ = ["NativeCall", "run_native"]
+
+
+@dataclass(frozen=True)
+class NativeCall:
+    """A kernel and the batch it runs on; how many of the flat tensors are consts, row consts, xs and carries."""
+
+    kernel: NativeKernel
+    batch: Batch
+    chunk: int
+    sizes: tuple[int, int, int, int]
+    seed: int | None = None
+    user_rows: np.ndarray | None = None
+
+    def split(self, flat: tuple[Tensor, ...]) -> list[list[Tensor]]:
+        parts, start = [], 0
+        for size in self.sizes:
+            parts.append(list(flat[start : start + size]))
+            start += size
+        return parts
+
+
+def run_native(call: NativeCall, flat: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """flat: consts, row consts, xs, carry -> (ys [N, ...], final carry [B, ...])."""
+    results = _Loop.apply(call, *flat)
+    count = len(call.kernel.plan.ys)
+    return list(results[:count]), list(results[count:])
+
+
+class _Loop(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: NativeCall, *flat: Tensor) -> tuple[Tensor, ...]:
+        kernel = call.kernel
+        consts, rows, xs, carry = call.split(flat)
+        bound = kernel.bind(call.batch, consts, rows, xs, call.seed, call.user_rows)
+        training = any(ctx.needs_input_grad)
+        ys, final, kept = kernel.forward(bound, carry, call.chunk, training)
+        if training:
+            ctx.call, ctx.kept_names = call, list(kept.buffers)
+            ctx.save_for_backward(*flat, *kept.buffers.values())
+            ctx.set_materialize_grads(False)
+        return (*ys, *final)
+
+    @staticmethod
+    def backward(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
+        call: NativeCall = ctx.call
+        flat = ctx.saved_tensors[: sum(call.sizes)]
+        kept = Kept(dict(zip(ctx.kept_names, ctx.saved_tensors[sum(call.sizes) :])))
+        kernel, (consts, rows, xs, _) = call.kernel, call.split(flat)
+        bound = kernel.bind(call.batch, consts, rows, xs, call.seed, call.user_rows)
+        count = len(kernel.plan.ys)
+        found = kernel.backward(bound, kept, incoming[:count], incoming[count:])
+        gradients = [*found["consts"], *found["row_consts"], *found["xs"], *found["carry"]]
+        if torch.is_grad_enabled():
+            gradients = [None if g is None else _NoSecondDerivative.apply(g, *flat) for g in gradients]
+        return (None, *gradients)
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """A gradient that says so when it is differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *depends_on: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *incoming: Any) -> Any:
+        raise BackendError(
+            "the native backend has no second derivative. Call dynamic_rnn(..., backend='portable') where you "
+            "differentiate a gradient."
+        )

@@ -135,7 +135,7 @@ def split_result(result: Any, state: Nested) -> tuple[Nested, Nested]:
     if _matches(result, state) and leaves(state):
         return leaves(result)[0], _restore(result, state)
     returned = result[1] if pair and same_structure(result[1], state) else result
-    if same_structure(returned, state):
+    if same_structure(returned, state) and leaves(state):
         raise StateError(
             "dynamic_rnn: the cell must return a state shaped like the one it gets.\n"
             + "\n".join(_differences(returned, state, "state"))

@@ -147,7 +147,7 @@ def static_rnn(
 ) -> tuple[list[Nested], Nested]:
     """Unroll a cell over a list of T inputs: a list in, a list out, and T copies of the step in the autograd graph.
 
-    The same numbers as `dynamic_rnn`, whose graph does not grow with T.
+    Means `dynamic_rnn` of the stacked inputs, step by step; its own graph does not grow with T.
 
     Args:
         inputs: T nested values, [B, ...] in every leaf.

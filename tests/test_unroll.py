@@ -1,0 +1,111 @@
+"""The doors: which options are refused, and what static_rnn takes. (What a run means: tests/conformance.)"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from throughtime import BackendError, SequenceError, bidirectional_dynamic_rnn, dynamic_rnn, static_rnn
+
+X = torch.randn(2, 5, 3)
+
+WRONG_OPTIONS = [
+    ({"parallel_iterations": 0}, ValueError, "parallel_iterations must be at least 1"),
+    ({"backend": "fast"}, ValueError, "backend must be 'auto', 'native' or 'portable'"),
+    ({"swap_memory": True}, NotImplementedError, "memory policies are not there yet"),
+    ({"memory": "512MB"}, NotImplementedError, "memory policies are not there yet"),
+]
+
+
+@pytest.mark.parametrize(("options", "kind", "message"), WRONG_OPTIONS)
+def test_options(options: dict[str, Any], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        dynamic_rnn(nn.GRUCell(3, 4), X, **options)
+    with pytest.raises(kind, match=message):
+        bidirectional_dynamic_rnn(nn.GRUCell(3, 4), nn.GRUCell(3, 4), X, **options)
+
+
+def test_a_backend_that_cannot_run_the_cell_says_why() -> None:
+    cell = nn.GRUCell(3, 4)
+    cell.register_forward_hook(lambda module, args, result: None)
+    with pytest.raises(BackendError, match="cannot run this cell") as caught:
+        dynamic_rnn(cell, X, backend="native")
+    assert "the cell has hooks" in str(caught.value)
+
+
+def test_a_cell_is_callable() -> None:
+    with pytest.raises(TypeError, match="a cell is a callable"):
+        dynamic_rnn("GRU", X)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a cell is a callable"):
+        bidirectional_dynamic_rnn(nn.GRUCell(3, 4), None, X)  # type: ignore[arg-type]
+
+
+def test_the_order_of_arguments_is_tensorflows() -> None:
+    """cell, inputs, sequence_length, initial_state, dtype, parallel_iterations, swap_memory, time_major."""
+    cell = nn.GRUCell(3, 4)
+    outputs, state = dynamic_rnn(cell, X.transpose(0, 1), [5, 2], torch.ones(2, 4), torch.float32, 7, False, True)
+    want, want_state = dynamic_rnn(cell, X, sequence_length=[5, 2], initial_state=torch.ones(2, 4))
+    assert torch.equal(outputs.transpose(0, 1), want)
+    assert torch.equal(state, want_state)
+
+
+def test_both_directions_start_where_they_are_told() -> None:
+    cells = nn.GRUCell(3, 4), nn.GRUCell(3, 6)
+    starts = torch.ones(2, 4), torch.ones(2, 6)
+    outputs, states = bidirectional_dynamic_rnn(*cells, X, [5, 0], *starts)
+    assert torch.equal(states[0][1], starts[0][1])
+    assert torch.equal(states[1][1], starts[1][1])
+    assert torch.equal(outputs[1][0, 0], states[1][0]), "backwards, the first step's output is the final state"
+
+
+def test_static_is_a_list_in_and_a_list_out() -> None:
+    cell = nn.LSTMCell(3, 4)
+    outputs, state = static_rnn(cell, list(X.unbind(1)), sequence_length=[5, 2])
+    want, want_state = dynamic_rnn(cell, X, [5, 2])
+    assert isinstance(outputs, list)
+    assert torch.equal(torch.stack(outputs, 1), want)
+    assert torch.equal(state[0], want_state[0])
+
+
+def test_static_with_nested_steps() -> None:
+    def cell(x: Any, h: Tensor) -> Any:
+        return {"sum": x["a"] + x["b"]}, h + 1
+
+    steps = [{"a": torch.full((2, 1), float(t)), "b": torch.ones(2, 1)} for t in range(3)]
+    steps[1] = {"b": steps[1]["b"], "a": steps[1]["a"]}
+    outputs, count = static_rnn(cell, steps, torch.zeros(2, 1), sequence_length=[3, 2])
+    assert [y["sum"].squeeze(1).tolist() for y in outputs] == [[1, 1], [2, 2], [3, 0]]
+    assert count.squeeze(1).tolist() == [3, 2]
+
+
+WRONG_STEPS = [
+    (X, "inputs must be a list of T inputs"),
+    (iter([X]), "inputs must be a list of T inputs"),
+    ([], "inputs must not be empty"),
+    ([X[:, 0], X[:1, 0]], r"all inputs are tensors of the shapes of inputs\[0\]"),
+    ([X[:, 0], (X[:, 0],)], r"all inputs are tensors of the shapes of inputs\[0\]"),
+    ([1.0, 2.0], r"all inputs are tensors of the shapes of inputs\[0\]"),
+]
+
+
+@pytest.mark.parametrize(("inputs", "message"), WRONG_STEPS)
+def test_wrong_steps(inputs: Any, message: str) -> None:
+    with pytest.raises(SequenceError, match=message):
+        static_rnn(nn.GRUCell(3, 4), inputs)
+
+
+def test_nothing_of_the_user_is_changed() -> None:
+    x, lengths, start = X.clone(), torch.tensor([5, 2]), torch.zeros(2, 4)
+    dynamic_rnn(nn.GRUCell(3, 4), x, lengths, start, reset=torch.ones(2, 5).bool())
+    assert torch.equal(x, X)
+    assert lengths.tolist() == [5, 2]
+    assert not start.any()
+
+
+def test_the_final_state_of_no_steps_is_not_the_initial_tensor() -> None:
+    """In-place work on the one must not reach the other."""
+    start = torch.zeros(2, 4)
+    _, state = dynamic_rnn(nn.GRUCell(3, 4), X, [0, 0], start)
+    state += 1
+    assert not start.any()

@@ -9,6 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.nn import functional as F
 
 from throughtime._nested import flatten, leaves, map_leaves, unflatten
 from throughtime.cells import GRUCell, LSTMCell, RNNCell
@@ -117,9 +118,11 @@ def test_traces_with_a_symbolic_batch(make, inputs) -> None:
     step(cell, inputs(2))
     flat, structure = flatten([inputs(7), cell.initial_state(7)])
     shapes = ShapeEnv()
-    # oneDNN's choice of a convolution algorithm asks for the batch size when there is one thread.
-    onednn_off = torch.backends.mkldnn.flags(enabled=False)
-    with onednn_off, FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True) as mode:
+    # Whether PyTorch convolves with NNPACK depends on the batch size (16 or more).
+    with (
+        torch.backends.nnpack.flags(enabled=False),
+        FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True) as mode,
+    ):
         fakes = [
             mode.from_tensor(
                 leaf,
@@ -162,6 +165,15 @@ def test_conv_skip_connection_is_in_the_output_only() -> None:
     assert torch.equal(output, torch.cat([expected, x], -1))
     assert torch.equal(after.h, expected_state.h)
     assert skipping.output_size == torch.Size([6, 5])
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5])
+def test_conv_pads_with_the_odd_zero_at_the_end(width: int) -> None:
+    cell, x = ConvLSTMCell(1, (6, 2), 3, (width,), use_bias=False), torch.randn(2, 6, 2)
+    _, state = cell(x, cell.initial_state(2))
+    kernel = cell.kernel[:, :2].permute(2, 1, 0)  # the part of x, as PyTorch has it
+    i, j, _, _ = F.conv1d(x.mT, kernel, padding="same").mT.chunk(4, -1)
+    assert torch.allclose(state.c, i.sigmoid() * j.tanh(), atol=1e-6)
 
 
 def test_layer_norm_dropout_is_on_what_is_written_and_in_training_only() -> None:

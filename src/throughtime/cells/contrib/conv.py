@@ -72,8 +72,6 @@ class ConvLSTMCell(SizedByInput, RNNCell):
             )
         *space, channels = input_shape
         self.conv_ndims, self.kernel_shape = conv_ndims, tuple(kernel_shape)
-        # F.pad takes the last axis first; TensorFlow's SAME has the odd one at the end.
-        self._borders = [side for width in reversed(self.kernel_shape) for side in ((width - 1) // 2, width // 2)]
         self.output_channels = read_units("output_channels", output_channels)
         self.use_bias, self.skip_connection, self.forget_bias = use_bias, skip_connection, forget_bias
         hidden = torch.Size([*space, output_channels])
@@ -95,12 +93,20 @@ class ConvLSTMCell(SizedByInput, RNNCell):
         check_input("ConvLSTMCell", inputs, kernel)
         # PyTorch's convolutions have the channels first: [B, C, *space] and [4 C, C, *kernel_shape].
         kernel = kernel.movedim((-1, -2), (0, 1))
-        image = F.pad(torch.cat([inputs, h], -1).movedim(-1, 1), self._borders)
-        gates = _CONVOLUTIONS[self.conv_ndims](image, kernel).movedim(1, -1)
+        image = torch.cat([inputs, h], -1).movedim(-1, 1)
+        padding = [width // 2 for width in self.kernel_shape]
+        gates = _CONVOLUTIONS[self.conv_ndims](image, kernel, padding=padding).movedim(1, -1)
+        gates = self._without_first(gates)
         i, j, f, o = (gates + self.biases if self.use_bias else gates).chunk(4, -1)
         c = c * torch.sigmoid(f + self.forget_bias) + torch.sigmoid(i) * torch.tanh(j)
         h = torch.tanh(c) * torch.sigmoid(o)
         return (torch.cat([h, inputs], -1) if self.skip_connection else h), LSTMStateTuple(c, h)
+
+    def _without_first(self, gates: Tensor) -> Tensor:
+        """An even kernel has one zero less before than after (TensorFlow's SAME), so its first result is dropped."""
+        for axis, width in enumerate(self.kernel_shape, start=1):
+            gates = gates.narrow(axis, 1, gates.shape[axis] - 1) if width % 2 == 0 else gates
+        return gates
 
 
 def Conv1DLSTMCell(*args: Any, **kwargs: Any) -> ConvLSTMCell:

@@ -21,7 +21,11 @@ def step_of(inputs: str, nodes: str, ys: str, next_carry: str) -> StepGraph:
 
 
 def pair_of(step: StepGraph, cotangents: str = "", nodes: str = "", **gradients: str) -> StepPair:
-    """gradients: `d_consts="gw -"` and so on; `-` for none, and none where nothing is said."""
+    """gradients: `d_consts="gw -"` and so on; `-` for none, and none where nothing is said.
+
+    Without cotangents: one for each carry, which nothing reads.
+    """
+    cotangents = cotangents or "\n".join(f"d_next_carry d_{c.name} [B, 4]" for c in step.of_kind("carry"))
     fields = {}
     for kind, field in (("const", "d_consts"), ("row_const", "d_row_consts"), ("xs", "d_xs"), ("carry", "d_carry")):
         words = gradients.get(field, " ".join("-" for _ in step.of_kind(kind))).split()

@@ -28,7 +28,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class LoopPlan:
-    """One call: `once`, then chunk by chunk `forward`; then chunk by chunk backwards `backward` and `reductions`; `after`.
+    """One call: `once`; chunk by chunk `forward`; chunk by chunk, from the last, `backward` and `reductions`; `after`.
 
     inputs: the step's inputs.
     cotangents: d_ys and d_next_carry.

@@ -3,17 +3,14 @@
 from collections.abc import Iterable, Sequence
 
 from throughtime._errors import PlanError
-from throughtime.capture.graph import Node, Ref, StepPair
+from throughtime.capture.graph import Node, StepPair
 from throughtime.plan.editor import GraphEditor, has_rows
 from throughtime.plan.loop_plan import LoopPlan
 from throughtime.plan.normalise import normalise
-from throughtime.plan.residuals import VIEWS, Residuals, choose_residuals
+from throughtime.plan.residuals import Residuals, choose_residuals
 from throughtime.plan.stages import make_stages
 
 __all__ = ["make_plan"]
-
-LINEAR = VIEWS | {"add", "sub", "neg", "sum", "cumsum", "flip", "cat", "to_dtype", "mul", "div", "mm", "bmm", "where"}
-"""Operators that keep a sum over pairs a sum, when all but one of their operands are consts."""
 
 
 def make_plan(pair: StepPair) -> LoopPlan:
@@ -55,11 +52,9 @@ class _SortedNodes:
         self.reductions: list[Node] = []
         self.after: list[Node] = []
         self.consts = {i.name for i in graph.of_kind("const")}
-        self._sums: set[str] = set()
         forward_names = _ancestors(graph, (*graph.outputs["ys"], *graph.outputs["next_carry"]))
         for node in graph.nodes.values():
             if has_rows(node):
-                _check_free_of_sums(node, self._sums)
                 (self.forward if node.name in forward_names else self.backward).append(node)
             else:
                 self._sort_const(node)
@@ -69,23 +64,22 @@ class _SortedNodes:
             self.consts.add(node.name)
             self.once.append(node)
             return
-        self._sums.add(node.name)
         if any(has_rows(self.graph.value(operand)) for operand in node.operands):
             _check_reduction(node, self.graph)
             self.reductions.append(node)
         else:
-            _check_linear(node, self._sums)
             self.after.append(node)
 
 
 def _residuals(graph: GraphEditor, sorted_nodes: _SortedNodes) -> Residuals:
     inputs = [i for i in graph.inputs.values() if i.kind not in ("d_ys", "d_next_carry")]
-    recomputable = {node.name for node in sorted_nodes.forward} | {i.name for i in inputs if i.kind == "carry"}
+    carries = {i.name for i in inputs if i.kind == "carry"}
     needed = {o for node in (*sorted_nodes.backward, *sorted_nodes.reductions) for o in node.operands}
     needed |= set(_gradients(graph))
-    free = {i.name for i in inputs if i.kind != "carry"} | sorted_nodes.consts | set(_names(graph.outputs["ys"]))
+    needed &= carries | {node.name for node in sorted_nodes.forward}
+    free = {i.name for i in inputs} | sorted_nodes.consts | set(_names(graph.outputs["ys"]))
     next_carry = _names(graph.outputs["next_carry"])
-    return choose_residuals(sorted_nodes.forward, needed & recomputable, free, inputs, next_carry)
+    return choose_residuals(sorted_nodes.forward, needed, free - carries, inputs, next_carry)
 
 
 def _gradients(graph: GraphEditor) -> list[str]:
@@ -105,14 +99,6 @@ def _names(names: Sequence[str | None]) -> tuple[str, ...]:
     return tuple(name for name in names if name is not None)
 
 
-def _check_free_of_sums(node: Node, sums: set[str]) -> None:
-    if not sums.isdisjoint(node.operands):
-        raise PlanError(
-            f"a value of a row depends on a sum over all rows: '{node.op}' ({node}). "
-            f"The portable backend runs it if the cell is meant to mix its rows."
-        )
-
-
 def _check_reduction(node: Node, graph: GraphEditor) -> None:
     rows_first = all(graph.shape(o)[0] == "B" for o in node.operands if has_rows(graph.value(o)))
     over_rows = node.op == "outer" or (node.op == "sum" and 0 in node.attributes["dims"])
@@ -122,16 +108,3 @@ def _check_reduction(node: Node, graph: GraphEditor) -> None:
         f"the gradient of a const sums over rows through '{node.op}' ({node}), which cannot be split over the steps. "
         f"The portable backend runs it."
     )
-
-
-def _check_linear(node: Node, sums: set[str]) -> None:
-    depending = [operand for operand in node.operands if operand in sums]
-    products = node.op in ("mul", "mm", "bmm") and len(depending) > 1
-    names = [arg.name if isinstance(arg, Ref) else None for arg in node.args]
-    divisor = node.op == "div" and names[1] in sums
-    condition = node.op == "where" and names[0] in sums
-    if node.op not in LINEAR or products or divisor or condition:
-        raise PlanError(
-            f"the gradient of a const is not linear in its sum over rows: '{node.op}' ({node}). "
-            f"The portable backend runs it."
-        )

@@ -6,6 +6,7 @@ Source: Dinic 1970, "Algorithm for solution of a problem of maximum flow in netw
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 __all__ = ["FOREVER", "Network"]
 
@@ -65,7 +66,7 @@ class Network:
                 path.pop()
                 if path:
                     waiting[path[-1]].pop()
-        steps = list(zip(path, path[1:]))
+        steps = list(pairwise(path))
         narrowest = min((self.room[tail][head] for tail, head in steps), default=0)
         for tail, head in steps:
             self.room[tail][head] -= narrowest

@@ -67,7 +67,7 @@ def _sum_of_products(graph: GraphEditor, node: Node, groups: Sequence[Sequence[s
         part, width = group[0], sum(graph.shape(name)[-1] for name in group)  # type: ignore[misc]
         if len(group) > 1:
             shape = (*graph.shape(part)[:-1], width)
-            joined = graph.make("cat", tuple(map(Ref, group)), shape, node.dtype, dim=len(shape) - 1)
+            joined = graph.make("cat", tuple(map(Ref, group)), shape, graph.value(part).dtype, dim=len(shape) - 1)
             new.append(joined)
             part = joined.name
         weight = _cut_weight(graph, node, 0, start, start + width)
@@ -157,10 +157,10 @@ def _narrow_run(graph: GraphEditor, node: Node, start: int, end: int, members: S
 
 
 def _cut_weight(graph: GraphEditor, product: Node, dim: int, start: int, end: int) -> Node:
-    weight = product.operands[1]
-    shape = list(graph.shape(weight))
+    weight = graph.value(product.operands[1])
+    shape = list(weight.shape)
     shape[dim] = end - start
-    return graph.make("slice", (Ref(weight),), tuple(shape), product.dtype, dim=dim, start=start, end=end, step=1)
+    return graph.make("slice", (Ref(weight.name),), tuple(shape), weight.dtype, dim=dim, start=start, end=end, step=1)
 
 
 def _joins_features(value: object) -> bool:

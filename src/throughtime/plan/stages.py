@@ -32,7 +32,7 @@ def make_stages(nodes: Sequence[Node], feedback: Mapping[str, str], paths: Mappi
     """
     loops = find_loops(nodes, feedback)
     levels = _levels(nodes, loops, feedback)
-    _sink(nodes, levels)
+    _sink(nodes, levels, set(feedback.values()))
     stages = []
     for level in sorted(set(levels.values())):
         members = tuple(node for node in nodes if levels[node.name] == level)
@@ -109,15 +109,17 @@ def _level_loops(levels: dict[str, int], loops: Loops) -> None:
             levels[name] = top[carries]
 
 
-def _sink(nodes: Sequence[Node], levels: dict[str, int]) -> None:
+def _sink(nodes: Sequence[Node], levels: dict[str, int], delayed: set[str]) -> None:
     """Cheap batched nodes move to the one stage that uses them.
 
-    What a loop computes on the way stays in its pass: to move it would store its operands in its stead.
+    What becomes a carry is used there too, one step later. What a loop computes on the way stays in its pass: to move
+    it would store its operands in its stead.
     """
     users: dict[str, set[int]] = {node.name: set() for node in nodes}
     for node in reversed(nodes):
         used_at = users[node.name]
-        if node.op not in HEAVY and levels[node.name] % 2 == 0 and len(used_at) == 1:
+        movable = node.op not in HEAVY and levels[node.name] % 2 == 0 and node.name not in delayed
+        if movable and len(used_at) == 1:
             (levels[node.name],) = used_at
         for operand in node.operands:
             if operand in users:

@@ -126,7 +126,8 @@ def largest_float_error(name: str, stride: int) -> tuple[float, float]:
     for done, inputs in enumerate(float_inputs(name, stride)):
         show_progress(name, done, chunks)
         reference = REFERENCE[name](*(torch.from_numpy(x).double() for x in inputs))
-        measure(apply(run, inputs).ctypes.data, reference.data_ptr(), errors.ctypes.data, CHUNK)
+        ours = apply(run, inputs)
+        measure(ours.ctypes.data, reference.data_ptr(), errors.ctypes.data, CHUNK)
         if errors.max() > worst:
             worst, place = float(errors.max()), float(inputs[0][errors.argmax()])
     return worst, place

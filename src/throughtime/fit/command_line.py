@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ActionConfigFile, Namespace  # pyright: ignore[reportPrivateImportUsage]
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser
 
+from throughtime import BackendError
 from throughtime.fit.commands import evaluate, fit, predict
 from throughtime.fit.errors import FitError
 from throughtime.fit.options import DataOptions, ModelOptions, Options, TrainingOptions
@@ -25,7 +27,7 @@ def run_command(words: Sequence[str]) -> int:
     config = parser.parse_args([_with_underscores(word) for word in words])
     try:
         _COMMANDS[config.subcommand](config[config.subcommand])
-    except FitError as error:
+    except (FitError, BackendError, MisconfigurationException) as error:
         return _tell(str(error))
     except OSError as error:
         if error.errno not in FULL:

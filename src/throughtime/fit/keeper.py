@@ -16,7 +16,7 @@ from throughtime.fit.training import ClassifierTraining, Totals
 __all__ = ["Epoch", "RunKeeper"]
 
 Epoch = dict[str, Any]
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "epoch", "step", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "seconds",
 )  # fmt: skip
 
@@ -88,7 +88,7 @@ class RunKeeper(pl.Callback):
 
     def _write(self, row: Epoch) -> None:
         lines = io.StringIO()
-        table = csv.DictWriter[str](lines, COLUMNS, lineterminator="\n")
+        table = csv.DictWriter(lines, COLUMNS, lineterminator="\n")
         table.writeheader()
         table.writerows(self.history)
         write_text(self.run.metrics, lines.getvalue())

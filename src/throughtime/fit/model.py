@@ -132,7 +132,10 @@ def _make_cell(make_cell: Callable[..., Any], options: ModelOptions, width: int)
         inspect.signature(make_cell).bind(*arguments, **given)
     except TypeError as error:
         raise FitError(f"--cell_options: {options.cell} takes {inspect.signature(make_cell)}: {error}.") from error
-    return make_cell(*arguments, **given)
+    try:
+        return make_cell(*arguments, **given)
+    except (TypeError, ValueError) as error:
+        raise FitError(f"--cell: {options.cell} refuses its arguments: {error}") from error
 
 
 def _widths(cell: Any, options: ModelOptions, width: int) -> tuple[int, int]:

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    NonNegativeInt = PositiveInt = int
-    NonNegativeFloat = PositiveFloat = float
+    NonNegativeInt = int
+    PositiveInt = int
+    NonNegativeFloat = float
+    PositiveFloat = float
 else:  # the same, checked where the command line is read
     from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 

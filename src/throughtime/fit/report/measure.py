@@ -67,6 +67,7 @@ def _unroll(cell: Any, steps: Tensor, lengths: Tensor) -> tuple[Tensor, list[Any
     for t in range(steps.shape[1]):
         running = (lengths > t).to(lengths.dtype)
         output, state = throughtime.dynamic_rnn(cell, steps[:, t : t + 1], running, state, backend="portable")
+        state = _copied(state)  # a point of its own in the graph: c does not count again through the same step's h
         outputs.append(output)
         states.append(state)
     return torch.cat(outputs, 1), states
@@ -81,6 +82,15 @@ def _tensors(nested: Any) -> Iterator[Tensor]:
     else:
         for part in nested:
             yield from _tensors(part)
+
+
+def _copied(nested: Any) -> Any:
+    if isinstance(nested, Tensor):
+        return nested.clone()
+    if isinstance(nested, dict):
+        return {key: _copied(part) for key, part in nested.items()}
+    parts = [_copied(part) for part in nested]
+    return type(nested)(*parts) if hasattr(nested, "_fields") else type(nested)(parts)
 
 
 def _norm(gradients: list[Tensor | None], rows: int) -> Tensor:

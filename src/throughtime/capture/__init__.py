@@ -1,6 +1,7 @@
 """cell -> StepGraph -> StepPair. The only folder that knows how PyTorch is traced."""
 
 from throughtime.capture.graph import ROWS, Input, InputKind, Node, Ref, Shape, StepGraph, StepPair
+from throughtime.capture.signature import signature
 from throughtime.capture.trace import Const, StepTrace, trace_step
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "StepGraph",
     "StepPair",
     "StepTrace",
+    "signature",
     "trace_step",
 ]

@@ -70,9 +70,9 @@ class Attributes:
             elif before is not _ABSENT:
                 target.cell_contents = before
 
-    def written_tensors(self) -> dict[int, str]:
-        """Which tensors the step left behind, by `id`; a number or a flag that it changed is refused here."""
-        written: dict[int, str] = {}
+    def written_tensors(self) -> list[tuple[Tensor, str]]:
+        """The tensors that the step left behind, and where; a number or a flag that it changed is refused here."""
+        written: list[tuple[Tensor, str]] = []
         for change in self.changes():
             tensors = [leaf for leaf in leaves(change.after) if isinstance(leaf, Tensor)]
             if not tensors:
@@ -80,7 +80,7 @@ class Attributes:
                     f"the step changes {change.path}, from {change.before!r} to {change.after!r}, but a step is traced "
                     "once and must be a function of its input and state. Make it part of the state."
                 )
-            written.update((id(t), change.path) for t in tensors)
+            written += [(t, change.path) for t in tensors]
         return written
 
 

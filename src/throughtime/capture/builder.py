@@ -78,7 +78,7 @@ class Builder:
         shape = self.shape(x)
         if dims == tuple(range(len(dims))):
             return x
-        new_shape = tuple(shape[d] for d in dims)
+        new_shape: Shape = tuple(shape[d] for d in dims)
         if (number := self.number(x)) is not None:
             return self.full(new_shape, number, self.dtype(x))
         if [d for d in dims if shape[d] != 1] == [d for d in range(len(dims)) if shape[d] != 1]:

@@ -175,6 +175,61 @@ def _log_softmax_backward(d_y: Tensor, y: Tensor, dim: int, dtype: Any) -> Tenso
     return d_y - torch.exp(y) * d_y.sum(dim, keepdim=True)
 
 
+def _flash_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout: float = 0.0,
+    causal: bool = False,
+    *,
+    attn_mask: Any = None,
+    scale: Any = None,
+) -> tuple[Tensor, Tensor]:
+    weights = _attention_weights(q, k, causal, attn_mask, scale)
+    return weights @ v, weights.amax(-1)
+
+
+def _flash_attention_backward(
+    d_y: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    y: Tensor,
+    logsumexp: Tensor,
+    dropout: float,
+    causal: bool,
+    *,
+    attn_mask: Any = None,
+    scale: Any = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    weights = _attention_weights(q, k, causal, attn_mask, scale)
+    d_scores = _softmax_backward(d_y @ v.transpose(-1, -2), weights, -1, None) * _attention_scale(q, scale)
+    return d_scores @ k, d_scores.transpose(-1, -2) @ q, weights.transpose(-1, -2) @ d_y
+
+
+def _attention_weights(q: Tensor, k: Tensor, causal: bool, mask: Any, scale: Any) -> Tensor:
+    scores = (q @ k.transpose(-1, -2)) * _attention_scale(q, scale)
+    if causal:
+        seen = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+        scores = torch.where(seen, scores, float("-inf"))
+    return _softmax(scores if mask is None else scores + mask, -1, False)
+
+
+def _attention_scale(q: Tensor, scale: float | None) -> float:
+    return q.shape[-1] ** -0.5 if scale is None else scale
+
+
+def _shrink_backward(d_y: Tensor, x: Tensor, threshold: float) -> Tensor:
+    return torch.where(x.abs() <= threshold, 0, d_y)
+
+
+def _weight_norm_backward(d_w: Tensor, v: Tensor, g: Tensor, norms: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """w = g v / |v|"""
+    others = [d for d in range(v.dim()) if d != dim % v.dim()]
+    along = (d_w * v).sum(others, keepdim=True) / norms
+    return (d_w - v * along / norms) * (g / norms), along
+
+
 def _axes(x: Tensor, dim: Any) -> list[int]:
     dims = [dim] if isinstance(dim, int) else list(dim or ())
     return [d % x.dim() for d in dims] if dims else list(range(x.dim()))
@@ -199,20 +254,25 @@ FORMULAS: dict[Any, Callable[..., Any]] = {
     aten._softmax_backward_data.default: _softmax_backward,
     aten._log_softmax.default: _log_softmax,
     aten._log_softmax_backward_data.default: _log_softmax_backward,
+    aten._scaled_dot_product_flash_attention_for_cpu.default: _flash_attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward.default: _flash_attention_backward,
+    aten.hardshrink_backward.default: _shrink_backward,
+    aten.softshrink_backward.default: _shrink_backward,
+    aten._weight_norm_interface_backward.default: _weight_norm_backward,
 }
 
 _PYTORCHS_OWN = """
-    addcdiv addcmul addr aminmax celu count_nonzero cdist dot elu elu_backward floor_divide frac gelu gelu_backward glu
-    glu_backward hardshrink hardshrink_backward hardsigmoid hardsigmoid_backward hardswish hardswish_backward hardtanh
-    hardtanh_backward heaviside huber_loss huber_loss_backward isfinite leaky_relu leaky_relu_backward lerp linalg_cross
-    linalg_vector_norm log_sigmoid_backward log_sigmoid_forward logaddexp logaddexp2 logit logit_backward logsumexp
-    mish mish_backward mse_loss mse_loss_backward nan_to_num nansum native_batch_norm native_batch_norm_backward
-    _native_batch_norm_legit _native_batch_norm_legit_no_training native_group_norm native_group_norm_backward norm
-    pixel_shuffle pixel_unshuffle _prelu_kernel _prelu_kernel_backward _fused_rms_norm _fused_rms_norm_backward selu
-    silu silu_backward sinc smooth_l1_loss smooth_l1_loss_backward softplus softplus_backward softshrink
-    softshrink_backward special_entr special_xlog1py _safe_softmax threshold trace unfold_backward vdot
-    _weight_norm_interface _weight_norm_interface_backward xlogy diagonal_backward rot90 roll
-    reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d
+    _fused_rms_norm _fused_rms_norm_backward _native_batch_norm_legit _native_batch_norm_legit_no_training
+    _prelu_kernel _prelu_kernel_backward _safe_softmax _weight_norm_interface _weight_norm_interface_backward addcdiv
+    addcmul addr aminmax binary_cross_entropy_with_logits celu count_nonzero diag_embed diagonal_backward dot elu
+    elu_backward floor_divide frac gelu gelu_backward glu glu_backward hardshrink hardsigmoid hardsigmoid_backward
+    hardswish hardswish_backward hardtanh hardtanh_backward heaviside huber_loss huber_loss_backward isfinite
+    leaky_relu leaky_relu_backward lerp linalg_cross linalg_vector_norm log_sigmoid_backward log_sigmoid_forward
+    logaddexp logaddexp2 logit logit_backward logsumexp mish mish_backward mse_loss mse_loss_backward nan_to_num
+    nansum native_batch_norm native_batch_norm_backward native_group_norm native_group_norm_backward norm
+    pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d rot90 selu
+    silu silu_backward sinc smooth_l1_loss smooth_l1_loss_backward softplus softplus_backward softshrink special_entr
+    special_xlog1py threshold trace unfold_backward vdot xlogy
 """
 
 

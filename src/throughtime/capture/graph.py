@@ -26,6 +26,8 @@ broadcast as in PyTorch. Shapes are given in full; the axes of an attribute are 
 | cat | a, b, … | dim | |
 | full | | shape, value | |
 | constant | | data | small table made inside the step, as nested tuples |
+| gather scatter scatter_add | x, index, source | dim | along one feature axis, each row by its own index |
+| index_select index_add index_copy | x, index, source | dim | along one feature axis, all rows by one index |
 | embedding | table, index | | `table[index]` |
 | embedding_dense_backward | gradient, index | num_weights, padding_idx, … | backward part only |
 | convolution | x, w, bias or None | stride, padding, dilation, transposed, output_padding, groups | rows: batch |
@@ -44,7 +46,7 @@ import torch
 
 __all__ = ["ROWS", "Input", "InputKind", "Node", "Ref", "Shape", "StepGraph", "StepPair", "format_shape"]
 
-ROWS = "B"
+ROWS: Literal["B"] = "B"
 """Marks the row axis in a shape."""
 
 Shape = tuple[int | Literal["B"], ...]

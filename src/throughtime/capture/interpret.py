@@ -96,12 +96,22 @@ def _convolution_backward(node: Node, args: list[Any], rows: int) -> Tensor:
     return torch.ops.aten.convolution_backward(d_y, x, w, bias_sizes, **options, output_mask=wanted)[output]
 
 
+def _along(node: Node, args: list[Any], rows: int) -> Tensor:
+    """PyTorch has the axis second: scatter(x, dim, index, source)."""
+    return getattr(torch.ops.aten, node.op)(args[0], node.attributes["dim"], *args[1:])
+
+
 def _floor_divide(node: Node, args: list[Any], rows: int) -> Tensor:
     return torch.div(*_tensors(args), rounding_mode="floor")
 
 
 def _trunc_divide(node: Node, args: list[Any], rows: int) -> Tensor:
     return torch.div(*_tensors(args), rounding_mode="trunc")
+
+
+def _where(node: Node, args: list[Any], rows: int) -> Tensor:
+    condition, *choices = args
+    return torch.where(condition, *(torch.as_tensor(c, dtype=node.dtype, device=condition.device) for c in choices))
 
 
 _RUN: dict[str, Callable[[Node, list[Any], int], Tensor]] = {
@@ -112,6 +122,13 @@ _RUN: dict[str, Callable[[Node, list[Any], int], Tensor]] = {
     "amin": _reduction(torch.amin),
     "prod": _reduction(_prod),
     "slice": _slice,
+    "where": _where,
+    "gather": _along,
+    "scatter": _along,
+    "scatter_add": _along,
+    "index_select": _along,
+    "index_add": _along,
+    "index_copy": _along,
     "embedding": _embedding,
     "embedding_dense_backward": _embedding_backward,
     "convolution": _convolution,

@@ -83,4 +83,5 @@ def shown_line(line: str) -> str:
     if not line:
         return ""
     file, _, number = line.rpartition(":")
-    return f"\n  {line}: {linecache.getline(file, int(number)).strip()}"
+    code = linecache.getline(file, int(number)).strip()
+    return f"\n  {line}: {code if len(code) <= 120 else code[:117] + '...'}"

@@ -9,13 +9,13 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Route", "reachable", "tensors"]
+__all__ = ["Route", "is_closed", "names_in", "reachable", "tensors"]
 
 MOST_OBJECTS = 50_000
 _CLOSED_TO_US = ("torch", "numpy", "builtins", "typing", "collections", "functools", "threading", "logging", "re")
@@ -82,7 +82,7 @@ def _children(route: Route, value: Any) -> Iterator[tuple[Route, Any]]:
 
 
 def _of_object(route: Route, value: Any) -> Iterator[tuple[Route, Any]]:
-    if isinstance(value, (type, types.ModuleType)) or (_closed(type(value)) and not isinstance(value, nn.Module)):
+    if isinstance(value, (type, types.ModuleType)) or (is_closed(type(value)) and not isinstance(value, nn.Module)):
         return
     own = vars(value) if hasattr(value, "__dict__") else {}
     for part in ("_parameters", "_buffers", "_modules") if isinstance(value, nn.Module) else ():
@@ -116,7 +116,7 @@ _MODULE_NAMES = frozenset(nn.Module().__dict__)
 def _of_class(route: Route, value: Any) -> Iterator[tuple[Route, Any]]:
     """Class attributes, and the functions of the class with what they name."""
     for kind in type(value).__mro__:
-        if _closed(kind):
+        if is_closed(kind):
             continue
         for name, child in list(vars(kind).items()):
             plain = getattr(child, "__func__", getattr(child, "fget", child))
@@ -131,7 +131,7 @@ def _function(function: types.FunctionType) -> tuple[Route, Any]:
 
 
 def _of_function(route: Route, function: types.FunctionType) -> Iterator[tuple[Route, Any]]:
-    if _closed(function):
+    if is_closed(function):
         return
     for i, cell in enumerate(function.__closure__ or ()):
         if _filled(cell):
@@ -140,7 +140,7 @@ def _of_function(route: Route, function: types.FunctionType) -> Iterator[tuple[R
         child = getattr(function, name, None)
         if child is not None:
             yield route.to(getattr, name, f".{name}"), child
-    names = _names(function.__code__)
+    names = names_in(function.__code__)
     for name in sorted(names & function.__globals__.keys()):
         value = function.__globals__[name]
         here = Route(function.__globals__, ((operator.getitem, name),), f"{function.__module__}.{name}")
@@ -161,20 +161,22 @@ def _of_module(route: Route, module: types.ModuleType, names: frozenset[str]) ->
 
 def _filled(cell: types.CellType) -> bool:
     try:
-        cell.cell_contents
-    except ValueError:
+        return cell.cell_contents is cell.cell_contents
+    except ValueError:  # a variable that is not bound yet
         return False
-    return True
 
 
 def _enclosed(function: Any, i: int) -> Any:
     return function.__closure__[i].cell_contents
 
 
-def _names(code: types.CodeType) -> frozenset[str]:
-    nested = [_names(c) for c in code.co_consts if isinstance(c, types.CodeType)]
+@cache
+def names_in(code: types.CodeType) -> frozenset[str]:
+    """Every global or attribute that the code, and code inside it, names."""
+    nested = [names_in(c) for c in code.co_consts if isinstance(c, types.CodeType)]
     return frozenset(code.co_names).union(*nested)
 
 
-def _closed(thing: Any) -> bool:
+def is_closed(thing: Any) -> bool:
+    """Whether a class or function is of a library whose insides hold none of the user's tensors."""
     return (getattr(thing, "__module__", None) or "").split(".")[0] in _CLOSED_TO_US

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from throughtime._errors import CaptureError
 from throughtime._nested import Nested, Structure, flatten, leaves, leaves_with_paths, unflatten
 from throughtime._state import check_output, split_result
-from throughtime.capture.graph import ROWS, Input, InputKind
+from throughtime.capture.graph import ROWS, Input, InputKind, Shape
 from throughtime.capture.names import Names
 from throughtime.capture.reach import Route
 from throughtime.capture.rowcount import rows_are
@@ -50,6 +50,7 @@ class StepCall:
 class Recording:
     """Every tensor in it is fake."""
 
+    fake_mode: FakeTensorMode
     calls: Sequence[Call]
     inputs: Sequence[tuple[Tensor, Input]]
     consts: tuple[Const, ...]
@@ -63,13 +64,13 @@ class Recording:
 
 def rehearse(call: StepCall, rows: int, routes: Mapping[int, Route]) -> None:
     """The step alone, without a record."""
-    recorder = _Recorder(call, rows, routes, {})
+    recorder = _Recorder(call, rows, routes, ())
     with recorder.fake_mode:
         recorder.step()
 
 
-def record(call: StepCall, rows: int, routes: Mapping[int, Route], kept: Mapping[int, str]) -> Recording:
-    """`routes`: paths to tensors by id. `kept`: what an earlier run left on the cell, which this one must not read."""
+def record(call: StepCall, rows: int, routes: Mapping[int, Route], kept: Sequence[tuple[Tensor, str]]) -> Recording:
+    """`routes`: paths to tensors by id. `kept`: what an earlier run left on the cell, and where: not to be read."""
     recorder = _Recorder(call, rows, routes, kept)
     tape = Tape()
     with recorder.fake_mode, tape:
@@ -78,17 +79,30 @@ def record(call: StepCall, rows: int, routes: Mapping[int, Route], kept: Mapping
         next_carry, state_structure = flatten(next_state)
         gradients = recorder.gradients(ys, next_carry)
     consts = tuple(recorder.consts)
-    return Recording(tape.calls, recorder.inputs, consts, ys, next_carry, gradients, ys_structure, state_structure)
+    return Recording(
+        recorder.fake_mode,
+        tape.calls,
+        recorder.inputs,
+        consts,
+        ys,
+        next_carry,
+        gradients,
+        ys_structure,
+        state_structure,
+    )
 
 
 class _Recorder:
-    def __init__(self, call: StepCall, rows: int, routes: Mapping[int, Route], kept: Mapping[int, str]) -> None:
+    def __init__(
+        self, call: StepCall, rows: int, routes: Mapping[int, Route], kept: Sequence[tuple[Tensor, str]]
+    ) -> None:
         self.fake_mode = FakeTensorMode()
         self.consts: list[Const] = []
         self._call = call
         self._rows = rows
         self._routes = routes
         self._kept = kept
+        self._kept_paths = {id(tensor): path for tensor, path in kept}
         self._names = Names()
         self._inputs: dict[InputKind, list[tuple[Tensor, Input]]] = {}
 
@@ -175,13 +189,13 @@ class _Recorder:
             return leaf.requires_grad_(requires_grad)
 
     def _add(self, leaf: Tensor, kind: InputKind, name: str, path: str) -> None:
-        shape = tuple(ROWS if n and n % self._rows == 0 else n for n in leaf.shape)
+        shape: Shape = tuple(ROWS if n and n % self._rows == 0 else n for n in leaf.shape)
         wants = leaf.requires_grad and kind != "carry"
         described = Input(name, kind, path, shape, leaf.dtype, requires_grad=wants)
         self._inputs.setdefault(kind, []).append((leaf, described))
 
     def _refuse_kept(self, fake: Tensor) -> None:
-        path = self._kept.get(id(fake))
+        path = self._kept_paths.get(id(fake))
         if path is not None:
             raise CaptureError(
                 f"the step reads {path}, which the step before wrote there: the cell keeps a state of its own beside "

@@ -23,6 +23,7 @@ from throughtime.capture.rowcount import mark_rows, plain_sizes
 __all__ = ["StandIns"]
 
 _SIZES: set[Any] = {Tensor.size, Tensor.numel, Tensor.nelement}
+_KEEP_IDENTITY = {Tensor.is_leaf, Tensor.requires_grad, Tensor.grad, Tensor.dtype, Tensor.device, Tensor.shape}
 _active = threading.local()
 
 
@@ -41,12 +42,20 @@ class StandIns(TorchFunctionMode):
         return list(self._stand_ins.values())
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") == "__get__":
+            return self._attribute(func, *args)
         args, kwargs = map_leaves(self.replace, (args, kwargs or {}))
-        result = IN_PYTHON.get(func, func)(*args, **kwargs)
-        if func in _SIZES or getattr(func, "__self__", None) is Tensor.shape:
-            return mark_rows(result)
+        result = (IN_PYTHON.get(func) or func)(*args, **kwargs)
         self._refuse_writes()
-        return result
+        return mark_rows(result) if func in _SIZES else result
+
+    def _attribute(self, getter: Any, tensor: Tensor, *owner: Any) -> Any:
+        """PyTorch reads these from C++ too, where an exception would end the process: nothing is refused here."""
+        if isinstance(tensor, FakeTensor) or getter.__self__ in _KEEP_IDENTITY:
+            result = getter(tensor, *owner)
+        else:
+            result = getter(self.replace(tensor), *owner)
+        return mark_rows(result) if getter.__self__ is Tensor.shape else result
 
     def replace(self, value: Any) -> Any:
         if not isinstance(value, Tensor):

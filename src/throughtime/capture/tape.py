@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functionalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,7 +23,9 @@ from throughtime.capture.formulas import FORMULAS
 __all__ = ["Call", "Tape", "functional", "is_framework", "user_line"]
 
 LONGEST = 20_000
+_LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
 _NO_TENSORS = ("prim::device", "aten::sym_size", "aten::sym_stride", "aten::sym_numel", "aten::is_same_size")
+_CALLER_OF_THE_CELL = os.path.join(os.path.dirname(__file__), "recording.py")
 _FRAMEWORK = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
 
 
@@ -54,18 +57,34 @@ class Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []
+        self.line: str | None = None
+        """Of the user's code, when a tape runs again; else it is looked up."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func._schema.name.startswith(_NO_TENSORS):
             return func(*args, **kwargs)
+        if func not in _LIFTS:
+            args, kwargs = self._lifted((args, kwargs))
         with self:
-            result = FORMULAS.get(func, func.decompose)(*args, **kwargs)
+            result = (FORMULAS.get(func) or func.decompose)(*args, **kwargs)
         if result is not NotImplemented:
             return result
         result = func(*args, **kwargs)
-        self._record(Call(func, args, kwargs, result, user_line()))
+        line = user_line() if self.line is None else self.line
+        self._record(Call(func, args, kwargs, result, line))
         return result
+
+    def _lifted(self, arguments: Any) -> Any:
+        """PyTorch makes some numbers into real tensors by itself; they are recorded as constants."""
+        if all(isinstance(leaf, FakeTensor) or not isinstance(leaf, Tensor) for leaf in leaves(arguments)):
+            return arguments
+
+        def lift(leaf: Any) -> Any:
+            return torch.ops.aten.lift_fresh_copy(leaf) if type(leaf) is Tensor else leaf
+
+        with self:
+            return map_leaves(lift, arguments)
 
     def _record(self, call: Call) -> None:
         if len(self.calls) >= LONGEST:
@@ -82,11 +101,13 @@ def functional(calls: Sequence[Call], inputs: list[Tensor], outputs: list[Tensor
         return list(calls), outputs
     tape = Tape()
     with torch.no_grad(), tape:
-        results = functionalize(_replay(calls, inputs, outputs), remove="mutations")(*inputs)
+        results = functionalize(_replay(tape, calls, inputs, outputs), remove="mutations")(*inputs)
     return tape.calls, list(results)
 
 
-def _replay(calls: Sequence[Call], inputs: list[Tensor], outputs: list[Tensor]) -> Callable[..., list[Tensor]]:
+def _replay(
+    tape: Tape, calls: Sequence[Call], inputs: list[Tensor], outputs: list[Tensor]
+) -> Callable[..., list[Tensor]]:
     def run(*values: Tensor) -> list[Tensor]:
         now = {id(old): new for old, new in zip(inputs, values)}
 
@@ -95,6 +116,7 @@ def _replay(calls: Sequence[Call], inputs: list[Tensor], outputs: list[Tensor]) 
 
         for call in calls:
             args, kwargs = map_leaves(lookup, (call.args, call.kwargs))
+            tape.line = call.line
             made = call.operator(*args, **kwargs)
             for old, new in zip(leaves(call.result), leaves(made)):
                 if isinstance(old, Tensor):
@@ -109,13 +131,10 @@ def is_framework(file: str) -> bool:
 
 
 def user_line() -> str:
-    """`cell.py:12` of the innermost line that is not PyTorch's or ours; empty in a backward pass."""
+    """`cell.py:12` of the innermost line that is not PyTorch's or ours; empty in a backward pass of PyTorch's own."""
     frame = sys._getframe(1)
-    while frame is not None:
-        code = frame.f_code
-        if not is_framework(code.co_filename):
-            return f"{code.co_filename}:{frame.f_lineno}"
-        if code.co_name == "_gradients":
-            return ""
+    while frame is not None and frame.f_code.co_filename != _CALLER_OF_THE_CELL:
+        if not is_framework(frame.f_code.co_filename):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return ""

@@ -25,6 +25,7 @@ from throughtime.capture.reach import tensors
 from throughtime.capture.recording import Const, Recording, StepCall, record, rehearse
 from throughtime.capture.refusals import retold
 from throughtime.capture.rows import FRONT
+from throughtime.capture.sharing import check_shared_gradients
 from throughtime.capture.tape import functional
 from throughtime.capture.values import Value, Values
 
@@ -94,7 +95,7 @@ def _recorded(call: StepCall) -> Recording:
 def _find_input_sizes(call: StepCall) -> None:
     """Cells that size their parameters at the first call have that call now, on one row of zeros."""
     modules = call.cell.modules() if isinstance(call.cell, nn.Module) else ()
-    if any(is_lazy(p) for module in modules for p in module._parameters.values()):
+    if any(p is not None and is_lazy(p) for module in modules for p in module._parameters.values()):
         with trial(call.xs):
             call.cell(*map_leaves(lambda t: t.new_zeros(1, *t.shape[1:]), call.arguments))
 
@@ -122,11 +123,15 @@ def _lowered(recording: Recording, product_dtype: torch.dtype | None) -> StepTra
         known[id(leaf)] = values.input(described, tuple(leaf.shape))
     given = [leaf for leaf, _ in recording.inputs]
     outputs = [*recording.ys, *recording.next_carry, *recording.gradients.values()]
-    calls, outputs = functional(recording.calls, given, outputs)
+    with recording.fake_mode:
+        calls, outputs = functional(recording.calls, given, outputs)
     step = outputs[: len(recording.ys) + len(recording.next_carry)]
     lower(calls, values, known, step, outputs[len(step) :])
+    pair = make_pair(values.builder.inputs, values.builder.nodes, _results(recording, values, known, outputs))
+    names = (i.name for i in pair.forward.of_kind("const"))
+    check_shared_gradients(pair, {name: const.read() for name, const in zip(names, recording.consts)})
     return StepTrace(
-        make_pair(values.builder.inputs, values.builder.nodes, _results(recording, values, known, outputs)),
+        pair,
         recording.consts,
         recording.ys_structure,
         recording.state_structure,

@@ -10,8 +10,8 @@ from throughtime.capture.tape import Call
 from throughtime.capture.values import Value, Values
 
 _ONE = """
-    neg tanh sigmoid relu exp expm1 exp2 log log1p log2 log10 sqrt rsqrt reciprocal erf erfc erfinv sin cos tan asin acos
-    atan sinh cosh asinh acosh atanh abs sign sgn floor ceil round trunc isnan isinf lgamma digamma
+    neg tanh sigmoid relu exp expm1 exp2 log log1p log2 log10 sqrt rsqrt reciprocal erf erfc erfinv sin cos tan asin
+    acos atan sinh cosh asinh acosh atanh abs sign sgn floor ceil round trunc isnan isinf lgamma digamma
 """
 _TWO = "maximum minimum atan2 fmod remainder hypot copysign nextafter fmax fmin"
 _COMPARE = "eq ne lt le gt ge"
@@ -97,6 +97,13 @@ def _logical_not(v: Values, call: Call, x: Value) -> Value:
 @rule("bitwise_not")
 def _bitwise_not(v: Values, call: Call, x: Value) -> Value:
     return v.pointwise("logical_not" if x.dtype == torch.bool else "bitwise_not", x, dtype=x.dtype)
+
+
+@rule("isposinf", "isneginf")
+def _is_infinite(v: Values, call: Call, x: Value) -> Value:
+    infinity = float("inf") if call.name == "isposinf" else -float("inf")
+    within = x.dtype if x.dtype.is_floating_point else torch.float32
+    return v.pointwise("eq", x, infinity, dtype=torch.bool, within=within)
 
 
 @rule("square")
@@ -186,7 +193,7 @@ def _to_copy(v: Values, call: Call, x: Value, *_: Any, **__: Any) -> Value:
     return v.cast(x, call.result.dtype)
 
 
-@rule("detach", "alias", "clone", "contiguous", "lift", "positive", "_lazy_clone", "_conj_physical")
+@rule("detach", "alias", "clone", "contiguous", "lift", "positive", "_lazy_clone")
 def _same(v: Values, call: Call, x: Value, *_: Any, **__: Any) -> Value:
     return x
 

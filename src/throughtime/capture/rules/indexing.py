@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from throughtime.capture.rows import FRONT, MixedRows, Place
+from throughtime.capture.rules.making import ROW_NUMBERS
 from throughtime.capture.rules.table import rule
 from throughtime.capture.tape import Call
 from throughtime.capture.values import Value, Values
@@ -74,7 +75,11 @@ def _along(v: Values, call: Call, op: str, x: Value, dim: int, operands: tuple[V
 
 @rule("index", "_unsafe_index")
 def _index(v: Values, call: Call, x: Value, indices: Any) -> Value:
-    """`x[:, :, index]` with one index."""
+    """`x[:, :, index]` with one index, or one for each row: `x[arange(B), index]`."""
+    own = _own_index(v, x, indices)
+    if own is not None:
+        wide = v.expand(own, (*own.sizes[:2], *x.sizes[2:]))
+        return v.view(_by_row(v, call, "gather", 1, (x, wide)), call.result.shape)
     dim, index = _only_index(v, x, indices)
     if x.place is None and dim == 0:
         return _look_up(v, x, index)
@@ -87,6 +92,10 @@ def _index(v: Values, call: Call, x: Value, indices: Any) -> Value:
     return v.view(found, call.result.shape)
 
 
+def _is_mask(indices: Any) -> bool:
+    return len(indices) == 1 and indices[0] is not None and indices[0].dtype == torch.bool
+
+
 def _only_index(v: Values, x: Value, indices: Any) -> tuple[int, Value]:
     given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
     if len(given) != 1:
@@ -95,6 +104,17 @@ def _only_index(v: Values, x: Value, indices: Any) -> tuple[int, Value]:
     if index.dtype == torch.bool:
         raise MixedRows("it selects by a mask; use torch.where")
     return dim, _counted_from_front(v, index, x.sizes[dim])
+
+
+def _own_index(v: Values, x: Value, indices: Any) -> Value | None:
+    """The index [B, 1, 1, …] along axis 1 of `x[arange(B), index]`."""
+    given = list(indices)
+    if len(given) != 2 or any(i is None or i.place != FRONT or len(i.sizes) != 1 for i in given):
+        return None
+    if x.place != FRONT or v.builder.made_by(given[0].ref, ROW_NUMBERS) is None:
+        return None
+    index = _counted_from_front(v, given[1], x.sizes[1])
+    return v.view(index, (x.sizes[0], 1, *[1] * (len(x.sizes) - 2)))
 
 
 def _counted_from_front(v: Values, index: Value, size: int) -> Value:
@@ -113,6 +133,14 @@ def _flat(data: Any) -> list[Any]:
 
 @rule("index_put", "_unsafe_index_put", "_index_put_impl")
 def _index_put(v: Values, call: Call, x: Value, indices: Any, new: Value, accumulate: bool = False, *_: Any) -> Value:
+    if _is_mask(indices) and _numel(new) == 1 and not accumulate:
+        mask = v.view(indices[0], (*indices[0].sizes, *[1] * (len(x.sizes) - len(indices[0].sizes))))
+        return v.pointwise("where", mask, v.view(new, ()), x, dtype=x.dtype)
+    own = _own_index(v, x, indices)
+    if own is not None:
+        wide = v.expand(own, (*own.sizes[:2], *x.sizes[2:]))
+        source = v.view(v.expand(v.cast(new, x.dtype), (x.sizes[0], *x.sizes[2:])), wide.sizes)
+        return _by_row(v, call, "scatter_add" if accumulate else "scatter", 1, (x, wide, source))
     dim, index = _only_index(v, x, indices)
     if x.place is None and index.place is not None:
         return _add_to_table(v, x, dim, index, new, accumulate)
@@ -152,9 +180,8 @@ def _index_copy(v: Values, call: Call, x: Value, dim: int, index: Value, source:
 @rule("index_fill")
 def _index_fill(v: Values, call: Call, x: Value, dim: int, index: Value, value: Any) -> Value:
     sizes = (*x.sizes[:dim], _numel(index), *x.sizes[dim + 1 :])
-    filled = v.full(sizes, v.number(value) if v.number(value) is not None else 0, x.dtype)
-    if v.number(value) is None:
-        filled = v.expand(v.cast(value, x.dtype), sizes)
+    number = v.number(value)
+    filled = v.expand(v.cast(value, x.dtype), sizes) if number is None else v.full(sizes, number, x.dtype)
     return _along(v, call, "index_copy", x, dim % len(x.sizes), (x, index, filled))
 
 

@@ -4,12 +4,14 @@ from typing import Any
 
 import torch
 
-from throughtime.capture.rows import MixedRows, row_axis
+from throughtime.capture.rows import FRONT, MixedRows, row_axis
 from throughtime.capture.rules.table import rule
 from throughtime.capture.tape import Call
 from throughtime.capture.values import Value, Values
 
 LARGEST_TABLE = 4096
+ROW_NUMBERS = "row_numbers"
+"""`arange(batch size)`, which may only serve to say that each row is indexed by its own: x[arange(B), index]."""
 
 
 @rule("full", "new_full", "full_like")
@@ -48,14 +50,15 @@ def _empty(v: Values, call: Call, *_: Any, **__: Any) -> Value:
 
 @rule("arange", "eye", "linspace", "logspace", "tril_indices", "triu_indices", "hann_window")
 def _table(v: Values, call: Call, *args: Any, **kwargs: Any) -> Value:
-    if row_axis(call.result.shape, v.rows) is not None or any(v.plain(a) is None for a in args):
-        raise MixedRows("it numbers the rows")
-    return constant(v, _on_cpu(call.operator, args, kwargs))
+    if row_axis(call.result.shape, v.rows) is None:
+        return constant(v, _on_cpu(call.operator, args, kwargs))
+    if call.name == "arange" and tuple(call.result.shape) == (v.rows,) and args[-1] in (1, v.rows):
+        return v.emit(ROW_NUMBERS, (), (v.rows,), FRONT, call.result.dtype)
+    raise MixedRows("it numbers the rows")
 
 
 def _on_cpu(operator: Any, args: Any, kwargs: Any) -> torch.Tensor:
-    with torch._C._DisableTorchDispatch(), torch.no_grad():
-        return operator(*args, **{**kwargs, "device": torch.device("cpu")})
+    return operator(*args, **{**kwargs, "device": torch.device("cpu")})
 
 
 @rule("lift_fresh", "lift_fresh_copy")

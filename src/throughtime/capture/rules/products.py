@@ -48,7 +48,8 @@ def _contracted(v: Values, a: Value, b: Value, dtype: torch.dtype) -> Value:
     """Sum over rows of a[M, rows] b[rows, N]: the gradient of a matrix that the rows share."""
     if not v.backward:
         raise MixedRows("it sums over the row axis")
-    assert a.place is not None and b.place is not None
+    assert a.place is not None
+    assert b.place is not None
     if (a.place.before, a.place.after) != (b.place.before, b.place.after):
         raise MixedRows("it pairs the rows of one value with other rows of another")
     (m, _), (_, n) = a.sizes, b.sizes

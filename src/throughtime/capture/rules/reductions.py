@@ -12,7 +12,7 @@ from throughtime.capture.values import Value, Values
 
 
 def _dims(x: Value, dim: Any) -> list[int]:
-    dims = [dim] if isinstance(dim, int) else list(dim or ())
+    dims: list[int] = [dim] if isinstance(dim, int) else list(dim or ())
     return dims or list(range(len(x.sizes)))
 
 
@@ -62,6 +62,7 @@ def _count(x: Value) -> int:
 
 def _argument(v: Values, x: Value, op: str, dim: int, keepdim: bool) -> Value:
     axis = v.feature_axis(x, dim, "searches among the rows")
+    x = v.cast(x, torch.uint8) if x.dtype == torch.bool else x
     dim %= len(x.sizes)
     place = x.place
     if place is not None and not keepdim:
@@ -108,18 +109,24 @@ def _topk(v: Values, call: Call, x: Value, k: int, dim: int = -1, largest: bool 
 
 @rule("median", "mode")
 def _middle(v: Values, call: Call, x: Value, dim: int | None = None, keepdim: bool = False) -> Any:
-    if dim is None or len(call.result) != 2:
-        x, dim, keepdim = v.view(x, (_count(x),)), 0, False
-    axis = v.feature_axis(x, dim, "takes the median of the rows")
+    if isinstance(call.result, torch.Tensor):
+        return _pairs(v, call, [call.result], v.view(x, (_count(x),)), 0, False)[0]
+    return _pairs(v, call, call.result, x, -1 if dim is None else dim, keepdim)
+
+
+@rule("kthvalue")
+def _kth(v: Values, call: Call, x: Value, k: int, dim: int = -1, keepdim: bool = False) -> list[Value]:
+    return _pairs(v, call, call.result, x, dim, keepdim, k=k)
+
+
+def _pairs(v: Values, call: Call, made: Any, x: Value, dim: int, keepdim: bool, **attributes: Any) -> list[Value]:
+    """A value and its index along one axis."""
+    axis = v.feature_axis(x, dim, "compares the rows")
     place = x.place
     if place is not None and not keepdim:
         place = Place(place.axis - (dim % len(x.sizes) < place.axis), place.before, place.after)
-    made = call.result if isinstance(call.result, (tuple, list)) else [call.result]
-    parts = [
-        v.emit(call.name, (x.ref,), r.shape, place, r.dtype, dim=axis, keepdim=keepdim, output=i)
-        for i, r in enumerate(made)
-    ]
-    return parts if isinstance(call.result, (tuple, list)) else parts[0]
+    attributes |= {"dim": axis, "keepdim": keepdim}
+    return [v.emit(call.name, (x.ref,), r.shape, place, r.dtype, **attributes, output=i) for i, r in enumerate(made)]
 
 
 def _both(v: Values, call: Call, x: Value, **attributes: Any) -> list[Value]:

@@ -2,7 +2,10 @@
 
 from typing import Any
 
-from throughtime.capture.rows import MixedRows
+import torch
+
+from throughtime.capture.rows import MixedRows, Place
+from throughtime.capture.rules.making import constant
 from throughtime.capture.rules.table import rule
 from throughtime.capture.tape import Call
 from throughtime.capture.values import Value, Values
@@ -177,17 +180,28 @@ def _replaced(v: Values, x: Value, new: Value, dim: int, start: int, end: int) -
     return v.cat([v.slice(x, dim, 0, start), v.cast(new, x.dtype), v.slice(x, dim, end, size)], dim)
 
 
+@rule("unfold")
+def _unfold(v: Values, call: Call, x: Value, dim: int, size: int, step: int) -> Value:
+    """Windows of one axis; the places in a window become the last axis."""
+    dim %= len(x.sizes)
+    axis = v.feature_axis(x, dim, "puts windows over the rows")
+    windows = call.result.shape[dim]
+    index = constant(v, (torch.arange(windows)[:, None] * step + torch.arange(size)).reshape(-1))
+    sizes = (*x.sizes[:dim], windows * size, *x.sizes[dim + 1 :])
+    found = v.emit("index_select", (x.ref, index.ref), sizes, x.place, x.dtype, dim=axis)
+    apart = v.view(found, (*x.sizes[:dim], windows, size, *x.sizes[dim + 1 :]))
+    last = [d for d in range(len(apart.sizes)) if d != dim + 1]
+    return v.permute(apart, [*last, dim + 1])
+
+
 @rule("diagonal")
 def _diagonal(v: Values, call: Call, x: Value, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Value:
     axes = [v.feature_axis(x, d, "takes the diagonal of the rows") for d in (dim1, dim2)]
     place = x.place
     if place is not None:
-        place = type(place)(place.axis - sum(d % len(x.sizes) < place.axis for d in (dim1, dim2)), *_sides(place))
+        before = sum(d % len(x.sizes) < place.axis for d in (dim1, dim2))
+        place = Place(place.axis - before, place.before, place.after)
     return v.emit("diagonal", (x.ref,), call.result.shape, place, x.dtype, offset=offset, dim1=axes[0], dim2=axes[1])
-
-
-def _sides(place: Any) -> tuple[int, int]:
-    return place.before, place.after
 
 
 @rule("tril", "triu")

@@ -73,6 +73,17 @@ def test_state_dict_into_an_unsized_cell(make) -> None:
 
 
 @KINDS
+def test_a_sized_cell_has_no_hooks_left(make) -> None:
+    loaded, called = make(None), make(None)
+    loaded.load_state_dict(make(3).state_dict())
+    step(called, torch.randn(2, 3))
+    for cell in (make(3), loaded, called):
+        for module in cell.modules():
+            assert not module._forward_pre_hooks
+            assert not module._load_state_dict_pre_hooks
+
+
+@KINDS
 def test_state_dict_of_an_unsized_cell(make) -> None:
     cell, other = make(None), make(None)
     other.load_state_dict(cell.state_dict())

@@ -85,7 +85,17 @@ class SizedByInput(LazyModuleMixin, nn.Module):
             self.register_parameter(name, unsized(device=device, dtype=dtype))
         if input_size is not None:
             self._materialise(input_size)
-            self._infer_parameters(self, ())  # type: ignore[misc]  # removes PyTorch's hooks of the first call
+            self._drop_first_call_hooks()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if not self.has_uninitialized_params():
+            self._drop_first_call_hooks()
+
+    def _drop_first_call_hooks(self) -> None:
+        """PyTorch drops its hooks in the first call; a module that is sized before one has no use for them."""
+        if hasattr(self, "_initialize_hook"):
+            self._infer_parameters(self, ())  # type: ignore[misc]
 
     def _measure(self, inputs: Tensor, *_: Any, **__: Any) -> int:
         check_input(type(self).__name__, inputs)

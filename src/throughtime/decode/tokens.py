@@ -11,7 +11,15 @@ from torch.nn import functional as F
 
 from throughtime._nested import Nested
 
-__all__ = ["Embedding", "check_logits", "read_embedding", "read_end_token", "read_tokens"]
+__all__ = [
+    "Embedding",
+    "check_end_token",
+    "check_ids",
+    "check_logits",
+    "read_embedding",
+    "read_end_token",
+    "read_tokens",
+]
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,15 @@ def read_end_token(name: str, given: Any) -> int:
     return given
 
 
+def check_end_token(name: str, end_token: int | None, layer: Any) -> None:
+    """What can be known of the vocabulary before the first step: the width of the output layer, where it has one."""
+    vocabulary = next(
+        (width for key in ("out_features", "units") if isinstance(width := getattr(layer, key, None), int)), None
+    )
+    if vocabulary is not None:
+        _check_in_vocabulary(name, end_token, vocabulary)
+
+
 def check_logits(name: str, logits: Any, rows: int, end_token: int | None) -> None:
     """One tensor [rows, V], with the end token in the vocabulary."""
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != rows:
@@ -81,8 +98,12 @@ def check_logits(name: str, logits: Any, rows: int, end_token: int | None) -> No
             f"{name}: expected outputs to be one tensor of logits, [{rows}, vocabulary]; got {got}. "
             f"Give an output_layer that makes one."
         )
-    if end_token is not None and end_token >= logits.shape[1]:
+    _check_in_vocabulary(name, end_token, logits.shape[1])
+
+
+def _check_in_vocabulary(name: str, end_token: int | None, vocabulary: int) -> None:
+    if end_token is not None and end_token >= vocabulary:
         raise ValueError(
-            f"{name}: the end token must be in the vocabulary: the logits are for {logits.shape[1]} tokens, "
-            f"0 to {logits.shape[1] - 1}; end_token is {end_token}."
+            f"{name}: the end token must be in the vocabulary: the logits are for {vocabulary} tokens, 0 to "
+            f"{vocabulary - 1}; the end token is {end_token}."
         )

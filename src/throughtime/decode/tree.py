@@ -10,7 +10,7 @@ from torch import Tensor
 
 from throughtime._nested import Nested, leaves_with_paths, map_leaves
 
-__all__ = ["gather_tree", "gather_tree_from_array", "tile_batch"]
+__all__ = ["gather_paths", "gather_tree", "gather_tree_from_array", "tile_batch", "walk_back"]
 
 
 def tile_batch(value: Nested, multiplier: int) -> Nested:
@@ -64,7 +64,7 @@ def gather_tree(step_ids: Tensor, parent_ids: Tensor, max_sequence_lengths: Any,
             f"gather_tree: max_sequence_lengths must have one entry per row, [{step_ids.shape[1]}], got "
             f"{list(lengths.shape)}."
         )
-    paths = _walk_back(parent_ids.long(), lengths, beams)
+    paths = walk_back(parent_ids.long(), lengths, beams)
     tokens = step_ids.gather(2, paths)
     in_reach = torch.arange(steps, device=step_ids.device)[:, None, None] < lengths[:, None]
     ended = ((tokens == end_token) & in_reach).long().cumsum(0) > 0
@@ -83,16 +83,19 @@ def gather_tree_from_array(array: Tensor, parent_ids: Tensor, sequence_length: T
         shaped like `array`.
     """
     steps, rows, beams = parent_ids.shape
-    apart = array.reshape(steps, rows, beams, -1)
-    paths = _walk_back(parent_ids.long(), sequence_length.amax(1).clamp(max=steps), beams)
+    paths = walk_back(parent_ids.long(), sequence_length.amax(1).clamp(max=steps), beams)
     time = torch.arange(steps, device=array.device)[:, None, None]
     own = torch.arange(beams, device=array.device)
     paths = torch.where(time < sequence_length, paths, own)
-    gathered = apart.gather(2, paths.unsqueeze(-1).expand(-1, -1, -1, apart.shape[-1]))
-    return gathered.reshape(array.shape)
+    return gather_paths(array.reshape(steps, rows, beams, -1), paths).reshape(array.shape)
 
 
-def _walk_back(parents: Tensor, lengths: Tensor, beams: int) -> Tensor:
+def gather_paths(array: Tensor, paths: Tensor) -> Tensor:
+    """[T, B, K, M] -> the entries of the beams on the paths [T, B, K]."""
+    return array.gather(2, paths.unsqueeze(-1).expand(-1, -1, -1, array.shape[-1]))
+
+
+def walk_back(parents: Tensor, lengths: Tensor, beams: int) -> Tensor:
     """[T, B, K]: which beam of each step is on the path of each final beam; its own number past the length."""
     own = torch.arange(beams, device=parents.device).expand(parents.shape[1:])
     beam, paths = own, []

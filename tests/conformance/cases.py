@@ -1,6 +1,8 @@
 """A descriptor, lengths, a seed -> one case, and its results: by the definition, and by a backend in a layout."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -74,8 +76,15 @@ def draw_case(
     initial: bool = False,
     resets: float = 0.0,
     reset_state: bool = False,
+    fresh: bool = False,
 ) -> Case:
-    """A case with random values. resets: the share of steps with a reset; 0 for none."""
+    """A case with random values.
+
+    resets: the share of steps with a reset; 0 for none.
+    fresh: a cell of the case's own, to be changed; by default all cases of a descriptor share one, compiled once.
+    """
+    torch.manual_seed(0)
+    subject = descriptor.make(dtype) if fresh or descriptor.name == "random" else _shared(descriptor.make, dtype)
     torch.manual_seed(seed)
     steps = max(lengths, default=0) if steps is None else steps
     batch = len(lengths)
@@ -83,7 +92,6 @@ def draw_case(
     def draw(spec: Nested, *axes: int) -> Nested:
         return map_leaves(lambda leaf: _draw_leaf(leaf, axes, dtype), spec)
 
-    subject = descriptor.make(dtype)
     case = Case(descriptor, dtype, subject, draw(descriptor.inputs, batch, steps), list(lengths), steps)
     if initial or not descriptor.knows_start:
         case = replace(case, initial_state=draw(descriptor.state, batch))
@@ -96,6 +104,11 @@ def draw_case(
         *leaves_with_paths(draw(descriptor.state, batch), "state"),
     ]
     return replace(case, cotangents={name: value.detach() for name, value in cotangents})
+
+
+@cache
+def _shared(make: Callable[[torch.dtype], Subject], dtype: torch.dtype) -> Subject:
+    return make(dtype)
 
 
 def poisoned(case: Case, value: float) -> Case:

@@ -173,7 +173,8 @@ DESCRIPTORS = [
     Descriptor("no state", _module(user_cells.NoStateCell), real(3), (), real(4), _pair),
     Descriptor("matrix state", _module(user_cells.FastWeightsCell), real(3), (real(4), real(4, 4)), real(4), _pair),
     Descriptor("whole-number state", _module(user_cells.CountingCell),
-               real(3), {"h": real(4), "step": whole(9, 1)}, real(4), _pair),
+               real(3), {"h": real(4), "step": whole(9, 1)}, real(4), _pair,
+               refused_by=frozenset({"native"})),
     Descriptor("learned start", _module(user_cells.LearnedStartCell), real(3), real(4), real(4), _pair, _learned),
     Descriptor("row constants", _module(user_cells.MemoryCell), real(3), real(4), real(4), _with_row_consts),
     # the user's: inputs and outputs
@@ -184,7 +185,8 @@ DESCRIPTORS = [
     # the user's: operators
     Descriptor("layer-norm LSTM", _module(user_cells.LayerNormLSTM), real(3), (real(4), real(4)), real(4), _pair),
     Descriptor("weight norm", _module(_weight_normed), real(3), (real(4), real(4)), real(4), _h_and_c),
-    Descriptor("convolution", _module(user_cells.ConvCell), real(1, 5), real(2, 5), real(2, 5), _pair),
+    Descriptor("convolution", _module(user_cells.ConvCell), real(1, 5), real(2, 5), real(2, 5), _pair,
+               refused_by=frozenset({"native"})),
     Descriptor("custom gradient", _module(user_cells.SpikingCell), real(3), real(4), real(4), _pair),
     Descriptor("in place", _module(user_cells.InPlaceCell), real(3), real(4), real(4), _pair),
     Descriptor("two LSTMs with a skip", _module(user_cells.StackedLSTM), real(3), _TWO_LSTM, real(4), _pair),

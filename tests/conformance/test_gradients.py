@@ -44,7 +44,7 @@ def test_gradient_of_the_final_state_alone(descriptor: Descriptor, backend: str)
 
 @over(by_name("closed-over tensors"))
 def test_a_closed_over_tensor_is_read_again_at_every_call(descriptor: Descriptor, backend: str) -> None:
-    case = draw_case(descriptor, [3, 2])
+    case = draw_case(descriptor, [3, 2], fresh=True)
     first = by_library(case, backend)
     with torch.no_grad():
         case.subject.trainable["weight"].mul_(2)
@@ -55,7 +55,7 @@ def test_a_closed_over_tensor_is_read_again_at_every_call(descriptor: Descriptor
 
 @over(by_name("nn.GRUCell", "layer-norm LSTM"))
 def test_frozen_parameters_get_no_gradient(descriptor: Descriptor, backend: str) -> None:
-    case = draw_case(descriptor, [3, 2])
+    case = draw_case(descriptor, [3, 2], fresh=True)
     name, frozen = next(iter(case.subject.trainable.items()))
     frozen.requires_grad_(False)
     del case.subject.trainable[name]

@@ -1,12 +1,13 @@
 """The doors: which options are refused, and what static_rnn takes. (What a run means: tests/conformance.)"""
 
+import warnings
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from throughtime import BackendError, SequenceError, bidirectional_dynamic_rnn, dynamic_rnn, static_rnn
+from throughtime import BackendError, GRUCell, SequenceError, bidirectional_dynamic_rnn, dynamic_rnn, static_rnn
 
 X = torch.randn(2, 5, 3)
 
@@ -32,6 +33,35 @@ def test_a_backend_that_cannot_run_the_cell_says_why() -> None:
     with pytest.raises(BackendError, match="cannot run this cell") as caught:
         dynamic_rnn(cell, X, backend="native")
     assert "the cell has hooks" in str(caught.value)
+
+
+def test_a_cell_without_sizes_finds_them_before_the_loop() -> None:
+    """It runs on any backend at once, without a warning, and its weights are drawn from the user's random stream."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first, second = GRUCell(4), GRUCell(4)
+        for cell in (first, second):
+            for inputs, lengths in ((X, [0, 0]), (X, None)):
+                outputs, _ = dynamic_rnn(cell, inputs, lengths)
+                assert outputs.shape == (2, 5, 4)
+    assert first.gates.kernel.shape == (7, 8)
+    assert not torch.equal(first.gates.kernel, second.gates.kernel)
+
+
+def test_a_cell_without_sizes_that_tells_no_start() -> None:
+    class Lazy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = nn.LazyLinear(4)
+
+        def forward(self, x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+            h = torch.tanh(self.map(x) + (0 if h is None else h))
+            return h, h
+
+    first, second = Lazy(), Lazy()
+    for cell in (first, second):
+        assert dynamic_rnn(cell, X, backend="portable")[0].shape == (2, 5, 4)
+    assert not torch.equal(first.map.weight, second.map.weight)
 
 
 def test_a_cell_is_callable() -> None:
@@ -62,7 +92,7 @@ def test_both_directions_start_where_they_are_told() -> None:
 def test_static_is_a_list_in_and_a_list_out() -> None:
     cell = nn.LSTMCell(3, 4)
     outputs, state = static_rnn(cell, list(X.unbind(1)), sequence_length=[5, 2])
-    want, want_state = dynamic_rnn(cell, X, [5, 2])
+    want, want_state = dynamic_rnn(cell, X, [5, 2], backend="portable")
     assert isinstance(outputs, list)
     assert torch.equal(torch.stack(outputs, 1), want)
     assert torch.equal(state[0], want_state[0])

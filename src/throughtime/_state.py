@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from throughtime._errors import StateError
 from throughtime._nested import (
@@ -26,6 +27,7 @@ __all__ = [
     "fit_state",
     "initial_row_consts",
     "initial_state",
+    "size_parameters",
     "split_result",
     "trial",
     "zero_state",
@@ -68,6 +70,7 @@ def zero_state(cell: Any, xs: Nested, state: Nested) -> Nested:
     """
     zeros = map_leaves(torch.zeros_like, state)
     x, zero_row = _one_row(xs), map_leaves(_zero_row, state)
+    size_parameters(cell, xs, state)
     try:
         with trial(xs):
             own = cell(x, None)
@@ -159,6 +162,17 @@ def check_output(output: Nested, rows: int) -> None:
             )
 
 
+def size_parameters(cell: Any, xs: Nested, state: Nested, row_consts: Nested = ()) -> None:
+    """A cell that finds its input size at its first call finds it here, from one row.
+
+    So the loop never meets a parameter without a shape, and the random numbers it is drawn from are used up.
+    """
+    if isinstance(cell, nn.Module) and any(map(is_lazy, cell.parameters())):
+        x, start, consts = _one_row(xs), _one_row(state), _one_row(row_consts)
+        with torch.no_grad():
+            _ = cell(x, start, consts) if leaves(consts) else cell(x, start)
+
+
 @contextmanager
 def trial(xs: Nested) -> Iterator[None]:
     """Around a step that is no step of the run: it leaves gradients and the random streams as they were.
@@ -245,6 +259,7 @@ def _zeros_of_size(size: Any, batch_size: int, dtype: torch.dtype, device: torch
 def _probed_state(cell: Any, xs: Nested, batch_size: int) -> Nested:
     x = _one_row(xs)
     try:
+        size_parameters(cell, xs, None)
         with trial(xs):
             first = cell(x, None)
     except Exception as error:
@@ -283,8 +298,11 @@ def _equal_leaves(a: Any, b: Any) -> bool:
     return torch.allclose(a, b, equal_nan=True) if a.is_floating_point() else torch.equal(a, b)
 
 
-def _one_row(xs: Nested) -> Nested:
-    return map_leaves(lambda x: x[:1].detach() if len(x) else _zero_row(x), xs)
+def _one_row(value: Nested) -> Nested:
+    def one_row(leaf: Tensor) -> Tensor:
+        return leaf[:1].detach() if len(leaf) else _zero_row(leaf)
+
+    return None if value is None else map_leaves(one_row, value)
 
 
 def _zero_row(leaf: Tensor) -> Tensor:

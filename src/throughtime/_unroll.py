@@ -22,7 +22,14 @@ from throughtime._nested import (
 )
 from throughtime._pipeline import Run, run
 from throughtime._sequence import Ragged, read_reset, read_sequence
-from throughtime._state import declares_state, describe, fit_state, initial_row_consts, zero_state
+from throughtime._state import (
+    declares_state,
+    describe,
+    fit_state,
+    initial_row_consts,
+    size_parameters,
+    zero_state,
+)
 from throughtime._state import initial_state as start_of
 from throughtime._types import Backend, Cell
 
@@ -210,6 +217,7 @@ def _prepare(
             reset_state = zero_state(cell, ragged.xs, state) if own is None else own
         reset_state = ragged.sort_rows(fit_state(reset_state, state, rows, "reset_state"))
     row_consts = initial_row_consts(cell, rows, dtype, device)
+    size_parameters(cell, ragged.xs, state, row_consts)
     return Run(
         cell,
         ragged,

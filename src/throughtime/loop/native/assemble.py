@@ -38,6 +38,11 @@ class Assembly:
         self.sources: dict[str, View] = {}
         self.buffers: dict[str, Buffer] = {}
 
+    def copy(self) -> "Assembly":
+        twin = Assembly(dict(self.values))
+        twin.sources, twin.buffers = dict(self.sources), dict(self.buffers)
+        return twin
+
     def read(self, name: str, buffer: Buffer) -> None:
         """The value `name` lies in `buffer`."""
         self.buffers[buffer.name] = buffer

@@ -18,7 +18,10 @@ from throughtime.loop.native.program import Buffer, Gather, Op, Pass, Product, P
 from throughtime.loop.native.target import Target
 from throughtime.loop.native.threads import FIRST_ARGUMENT, define_worker
 
-__all__ = ["CHUNK_ARGUMENTS", "Contraction", "arguments_of", "element_type", "emit_contractions", "emit_program"]
+__all__ = ["PAIRS_AT_ONCE", "Contraction", "arguments_of", "element_type", "emit_contractions", "emit_program"]
+
+PAIRS_AT_ONCE = 48
+"""Pairs in one block of a program that runs over pairs."""
 
 CHUNK_ARGUMENTS = ("start", "stop", "first", "active", "offsets", "bounds")
 
@@ -39,7 +42,8 @@ def emit_program(program: Program, element: ir.Type, target: Target, name: str) 
     module = new_module(name, target)
     module_products = declare_products(module, element)
     step = _emit_step(module, program, element, target, f"{name}_step", module_products.product)
-    body = _emit_body(module, program, target, f"{name}_body", step)
+    emit_body = _emit_pairs_body if program.over == "pairs" else _emit_body
+    body = emit_body(module, program, target, f"{name}_body", step)
     define_worker(module, target, name, body)
     return module
 
@@ -60,6 +64,22 @@ def _emit_body(module: ir.Module, program: Program, target: Target, name: str, s
         _call_if_any(e, count, step, [block, t, low, count, pair])
 
     e.loop(e.sub(stop, start), one_step)
+    return e.done()
+
+
+def _emit_pairs_body(module: ir.Module, program: Program, target: Target, name: str, step: ir.Function) -> ir.Function:
+    """The share's pairs, block by block. Each share has scratch for one block."""
+    e = define(module, name, {"block": PTR, "share": I64}, target, internal=True)
+    block, share = e.arguments
+    bounds = _Arguments(e, block, arguments_of(program)).pointer("bounds")
+    low, high = e.load(bounds, I64, share), e.load(bounds, I64, e.add(share, 1))
+    scratch_row = e.mul(share, PAIRS_AT_ONCE)
+
+    def one_block(pair: Value, _: list[Value]) -> None:
+        count = e.min(e.sub(high, pair), PAIRS_AT_ONCE)
+        e.call(step, [block, e.integer(0), scratch_row, count, pair])
+
+    e.loop(high, one_block, start=low, step=PAIRS_AT_ONCE)
     return e.done()
 
 

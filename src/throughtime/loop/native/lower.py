@@ -11,6 +11,7 @@ from throughtime.loop.native.affine import fuse_products
 from throughtime.loop.native.assemble import Assembly, Want
 from throughtime.loop.native.program import Buffer, Immediate, Program
 from throughtime.loop.native.views import View, contiguous, feature_shape
+from throughtime.loop.native.staging import Stages, split_backward, split_forward
 from throughtime.plan.loop_plan import LoopPlan
 
 __all__ = ["Lowered", "lower"]
@@ -21,10 +22,12 @@ class Lowered:
     """The programs of a plan. `inference` keeps nothing for a backward pass; backward is None without gradients."""
 
     inference: Program
-    forward: Program
+    training: Program
     backward: Program | None
     element: torch.dtype
     reductions: tuple["Reduction", ...]
+    staged: dict[str, tuple[Program, Program]]
+    """For few rows: by direction, the two programs that do the same in this order, one over pairs and one by steps."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,20 @@ class Reduction:
 def lower(plan: LoopPlan) -> Lowered:
     """Raises BackendError with the name of the first operator that the native backend has not."""
     element = _element(plan)
+    inference, training = _lower_forward(plan, False), _lower_forward(plan, True)
     backward, reductions = _lower_backward(plan) if any(_gradients(plan)) else (None, ())
-    return Lowered(_lower_forward(plan, False), _lower_forward(plan, True), backward, element, reductions)
+    forms = {"inference": inference, "training": training, "backward": backward}
+    staged = {name: form.staged for name, form in forms.items() if form is not None and form.staged is not None}
+    whole = None if backward is None else backward.whole
+    return Lowered(inference.whole, training.whole, whole, element, tuple(reductions), staged)
+
+
+@dataclass(frozen=True)
+class _Forms:
+    """A direction as one program, and as two."""
+
+    whole: Program
+    staged: tuple[Program, Program] | None
 
 
 def width_of(shape: tuple) -> int:
@@ -60,7 +75,7 @@ def _element(plan: LoopPlan) -> torch.dtype:
                        f"float32 and float64")  # fmt: skip
 
 
-def _lower_forward(plan: LoopPlan, training: bool) -> Program:
+def _lower_forward(plan: LoopPlan, training: bool) -> _Forms:
     assembly = Assembly(plan.values)
     _read_consts(assembly, plan)
     _read_inputs(assembly, plan)
@@ -75,35 +90,70 @@ def _lower_forward(plan: LoopPlan, training: bool) -> Program:
             _pair_want(plan, plan.next_carry[i], f"trace:{i}") for i in plan.traced if plan.next_carry[i] not in plan.ys
         ]
     wants += [_row_want(plan, name, f"carry:{i}") for i, name in enumerate(plan.next_carry)]
-    return _assemble(assembly, plan, nodes, wants, reverse=False)
+    wanted = _wanted(wants)
+    fused = fuse_products(nodes, plan.values, wanted)
+    whole = assembly.program(fused, wants, reverse=False)
+    stages = split_forward(fused, plan.values, wanted)
+    if stages is None:
+        return _Forms(whole, None)
+    made = {node.name for node in stages.pairs}
+    crossed, staged_wants = _cross(assembly, stages)
+    first = [*staged_wants, *(want for want in wants if want.value in made)]
+    pairs = replace(assembly.program(stages.pairs, first, reverse=False), over="pairs")
+    rest = [want for want in wants if want.value not in made]
+    return _Forms(whole, (pairs, crossed.program(stages.steps, rest, reverse=False)))
 
 
-def _lower_backward(plan: LoopPlan) -> tuple[Program, tuple[Reduction, ...]]:
+def _lower_backward(plan: LoopPlan) -> tuple[_Forms, list[Reduction]]:
     assembly = Assembly(plan.values)
     _read_consts(assembly, plan)
     _read_inputs(assembly, plan)
     _read_kept(assembly, plan)
     _read_cotangents(assembly, plan)
     nodes = [node for stage in plan.backward for node in stage.nodes]
-    wants = [_pair_want(plan, name, f"d_xs:{k}") for k, name in enumerate(plan.d_xs) if name]
-    wants += _carry_gradients(plan)
+    d_xs = [_pair_want(plan, name, f"d_xs:{k}") for k, name in enumerate(plan.d_xs) if name]
+    wants = _carry_gradients(plan)
     sums = [_row_want(plan, name, f"d_row_consts:{k}") for k, name in enumerate(plan.d_row_consts) if name]
     wants += [replace(want, add=True) for want in sums]
     places, operand_wants = _reduction_operands(assembly, plan)
-    program = _assemble(assembly, plan, nodes, [*wants, *operand_wants], reverse=True)
-    reductions = []
-    for node in plan.reductions:
-        names = _row_operands(plan, node)
-        widths = tuple(width_of(plan.shape_of(name)) for name in names)
-        reductions.append(Reduction(node, tuple(places[name] for name in names), widths))
-    return program, tuple(reductions)
+    wants += operand_wants
+    fused = fuse_products(nodes, plan.values, _wanted([*d_xs, *wants]))
+    whole = assembly.program(fused, [*d_xs, *wants], reverse=True)
+    stages = split_backward(fused, plan.values, _wanted(wants), _wanted(d_xs))
+    staged = None if stages is None else _staged_backward(assembly, stages, d_xs, wants)
+    return _Forms(whole, staged), [_reduction(plan, node, places) for node in plan.reductions]
 
 
-def _assemble(
-    assembly: Assembly, plan: LoopPlan, nodes: Sequence[Node], wants: list[Want], *, reverse: bool
-) -> Program:
-    wanted = {want.value for want in wants if isinstance(want.value, str)}
-    return assembly.program(fuse_products(nodes, plan.values, wanted), wants, reverse=reverse)
+def _staged_backward(
+    assembly: Assembly, stages: Stages, d_xs: list[Want], wants: list[Want]
+) -> tuple[Program, Program]:
+    crossed, staged_wants = _cross(assembly, stages)
+    steps = assembly.program(stages.steps, [*wants, *staged_wants], reverse=True)
+    return steps, replace(crossed.program(stages.pairs, d_xs, reverse=True), over="pairs")
+
+
+def _cross(assembly: Assembly, stages: Stages) -> tuple[Assembly, list[Want]]:
+    """What crosses is stored by pairs of the chunk: where the second program reads it, and what the first must store."""
+    second = assembly.copy()
+    wants = []
+    for node in (*stages.pairs, *stages.steps):
+        second.values[node.name] = assembly.values[node.name] = node
+    for name in stages.crossing:
+        shape = assembly.values[name].shape
+        buffer = Buffer(f"staged:{name}", "pair", width_of(shape), local=True)
+        second.read(name, buffer)
+        wants.append(Want(name, buffer, contiguous(buffer.name, feature_shape(shape))))
+    return second, wants
+
+
+def _reduction(plan: LoopPlan, node: Node, places: dict[str, View]) -> Reduction:
+    names = _row_operands(plan, node)
+    widths = tuple(width_of(plan.shape_of(name)) for name in names)
+    return Reduction(node, tuple(places[name] for name in names), widths)
+
+
+def _wanted(wants: Sequence[Want]) -> set[str]:
+    return {want.value for want in wants if isinstance(want.value, str)}
 
 
 def _read_consts(assembly: Assembly, plan: LoopPlan) -> None:

@@ -145,13 +145,14 @@ Op = Pass | Product | Gather
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One step of one direction, on a block of rows."""
+    """One step of one direction, on a block of rows; `over` pairs: on a block of any pairs of a chunk."""
 
     buffers: dict[str, Buffer]
     ops: tuple[Op, ...]
     reverse: bool = False
     weights: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Consts that products read, packed into panels: name -> (K, N)."""
+    over: Literal["steps", "pairs"] = "steps"
 
     def __str__(self) -> str:
         lines = [f"{'backward' if self.reverse else 'forward'} program"]

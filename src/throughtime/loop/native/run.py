@@ -1,0 +1,160 @@
+"""A compiled program and a call's tensors -> the steps of a chunk, run on the threads."""
+
+import ctypes
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from throughtime.loop.native.batch import Bound, Located
+from throughtime.loop.native.emit import PAIRS_AT_ONCE, arguments_of
+from throughtime.loop.native.gemm import packed_size
+from throughtime.loop.native.jit import CompiledModule
+from throughtime.loop.native.program import Program
+from throughtime.loop.native.threads import FIRST_ARGUMENT, run_shares
+from throughtime.loop.noise import normal, uniform
+
+if TYPE_CHECKING:
+    from throughtime.loop.native.kernel import NativeKernel
+
+__all__ = ["Walker"]
+
+FEW_ROWS = 12
+"""With fewer rows to a share, what is free of the states runs over all pairs of the chunk at once."""
+
+
+class Walker:
+    """One direction of one call. `rows`: buffers with one entry per row, which the steps update in place."""
+
+    def __init__(self, kernel: "NativeKernel", direction: str, bound: Bound, rows: Mapping[str, Tensor]) -> None:
+        self.kernel, self.direction, self.bound, self.rows = kernel, direction, bound, rows
+        self.local: dict[str, Tensor] = {}
+        self._packed: dict[str, Tensor] = {}
+        self._runs: dict[int | None, _Run] = {}
+
+    def steps(
+        self, start: int, stop: int, pairs: Mapping[str, Located], first: int, initial: Mapping[str, Tensor]
+    ) -> dict[str, Located]:
+        """Run the steps [start, stop). `initial` is the state before the step `first`, which `pairs` does not hold.
+
+        Returns the buffers of this chunk only.
+        """
+        low = int(self.bound.batch.offsets[start])
+        local = {name: Located(t, low) for name, t in self._local_buffers(start, stop).items()}
+        self._draw_noise(start, stop, local)
+        for run in self._form(start):
+            run.steps(start, stop, {**self.bound.xs, **pairs, **local}, first, initial)
+        return local
+
+    def _form(self, start: int) -> list["_Run"]:
+        batch = self.bound.batch
+        staged = self.kernel.lowered.staged.get(self.direction)
+        few = batch.active[start] < FEW_ROWS * min(batch.threads, batch.active[start])
+        if staged is None or not few:
+            return [self._run(None, self.kernel.program(self.direction))]
+        return [self._run(i, program) for i, program in enumerate(staged)]
+
+    def _run(self, form: int | None, program: Program) -> "_Run":
+        if form not in self._runs:
+            self._runs[form] = _Run(self, program, self.kernel.code(self.direction, form))
+        return self._runs[form]
+
+    def _local_buffers(self, start: int, stop: int) -> dict[str, Tensor]:
+        count = self.bound.batch.pairs_of(start, stop)
+        for program in (self.kernel.program(self.direction), *self.kernel.lowered.staged.get(self.direction, ())):
+            for name, buffer in program.buffers.items():
+                if buffer.local and (name not in self.local or len(self.local[name]) < count):
+                    self.local[name] = torch.empty(count, buffer.width, dtype=self.kernel.lowered.element)
+        return self.local
+
+    def packed(self, name: str, k: int, n: int) -> Tensor:
+        """A weight in panels, packed once per call."""
+        if name not in self._packed:
+            kernel = self.kernel
+            weight = self.bound.consts[name].detach().to(kernel.lowered.element)
+            out = torch.empty(packed_size(k, n, kernel.target, kernel.element), dtype=weight.dtype)
+            pack = _packer(kernel.library, "f64" if weight.dtype == torch.float64 else "f32")
+            pack(k, n, weight.data_ptr(), weight.stride(0), weight.stride(1), out.data_ptr())
+            self._packed[name] = out
+        return self._packed[name]
+
+    def _draw_noise(self, start: int, stop: int, local: Mapping[str, Located]) -> None:
+        """The same numbers for a pair whenever they are drawn."""
+        bound = self.bound
+        for k, noise in enumerate(self.kernel.plan.of_kind("noise")):
+            if f"noise:{k}" not in local:
+                continue
+            assert bound.seed is not None
+            assert bound.user_rows is not None
+            active = bound.batch.active[start:stop]
+            steps = np.repeat(np.arange(start, stop), active)
+            rows = bound.user_rows[np.concatenate([np.arange(n) for n in active])]
+            draw = normal if noise.distribution == "normal" else uniform
+            buffer = local[f"noise:{k}"].tensor
+            places = (torch.from_numpy(rows), torch.from_numpy(steps))
+            buffer[: len(steps)] = draw(bound.seed, k, *places, buffer.shape[1], buffer.dtype)
+
+
+class _Run:
+    """One program's block of arguments."""
+
+    def __init__(self, walker: Walker, program: Program, code: CompiledModule) -> None:
+        self.walker, self.program, self.batch = walker, program, walker.bound.batch
+        self.worker = code.address("worker")
+        names = arguments_of(program)
+        self.block = (ctypes.c_int64 * (FIRST_ARGUMENT + len(names)))()
+        self.place = {name: FIRST_ARGUMENT + i for i, name in enumerate(names)}
+        self.alive: list[object] = [code]
+        self.by_pair = [name for name, b in program.buffers.items() if b.kind in ("pair", "previous")]
+        self.previous = [name for name, b in program.buffers.items() if b.kind == "previous"]
+        self._bind()
+
+    def _bind(self) -> None:
+        """What stays where it is for the whole call."""
+        walker, dtype = self.walker, self.walker.kernel.lowered.element
+        self._set("active", self.batch.active.ctypes.data)
+        self._set("offsets", self.batch.offsets.ctypes.data)
+        rows = {**walker.bound.row_consts, **walker.rows}
+        for name, buffer in self.program.buffers.items():
+            if buffer.kind == "const":
+                self._point(name, walker.bound.consts[name.removeprefix("const:")].detach().to(dtype).contiguous())
+            elif buffer.kind == "block":
+                self._point(name, torch.empty(self._scratch_rows(), buffer.width, dtype=dtype))
+            elif buffer.kind == "row":
+                self._point(name, rows[name])
+        for name, (k, n) in self.program.weights.items():
+            self._point(f"packed {name}", walker.packed(name, k, n))
+
+    def _scratch_rows(self) -> int:
+        return PAIRS_AT_ONCE * self.batch.threads if self.program.over == "pairs" else len(self.batch.lengths)
+
+    def steps(
+        self, start: int, stop: int, pairs: Mapping[str, Located], first: int, initial: Mapping[str, Tensor]
+    ) -> None:
+        over_pairs = self.program.over == "pairs"
+        bounds = (self.batch.pair_shares if over_pairs else self.batch.shares)(start, stop)
+        for name in self.by_pair:
+            self._set(name, pairs[name].pointer_to(0))
+        for name in self.previous:
+            self._set(f"initial {name}", initial[name].data_ptr())
+        for name, value in (("start", start), ("stop", stop), ("first", first), ("bounds", bounds.ctypes.data)):
+            self._set(name, value)
+        shares = len(bounds) - 1
+        self.block[0], self.block[1] = 0, shares
+        run_shares(self.worker, ctypes.addressof(self.block), shares)
+
+    def _point(self, name: str, tensor: Tensor) -> None:
+        self.alive.append(tensor)
+        self._set(name, tensor.data_ptr())
+
+    def _set(self, name: str, value: int) -> None:
+        self.block[self.place[name]] = value
+
+
+@functools.cache
+def _packer(library: CompiledModule, suffix: str) -> Callable[..., None]:
+    sizes, pointer = ctypes.c_int64, ctypes.c_void_p
+    return library.function(f"pack_b_{suffix}", sizes, sizes, pointer, sizes, sizes, pointer)

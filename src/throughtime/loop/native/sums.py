@@ -1,0 +1,146 @@
+"""Reductions over pairs -> totals: sums over blocks of absolute time, added to sums over blocks, added to totals.
+
+The order of the additions depends on nothing but the lengths: not on threads, chunks or the memory policy.
+"""
+
+import ctypes
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from throughtime._errors import BackendError
+from throughtime.capture.graph import Node
+from throughtime.loop.native.batch import Located
+from throughtime.loop.native.emit import Contraction
+from throughtime.loop.native.gemm import outer_scratch
+from throughtime.loop.native.lower import Reduction
+from throughtime.loop.native.threads import FIRST_ARGUMENT, run_shares
+from throughtime.loop.native.views import View
+
+if TYPE_CHECKING:
+    from throughtime.loop.native.kernel import NativeKernel
+
+__all__ = ["BLOCK", "OwnSum", "Sums", "check_reductions", "own_sums"]
+
+BLOCK = 32
+"""Steps whose weight gradients are summed at once."""
+BLOCKS_PER_SUM = 16
+"""Blocks that one sum runs over before it is added to the total: a sum over a million steps keeps its digits."""
+
+
+@dataclass(frozen=True)
+class OwnSum:
+    """A reduction that our own products do. `turned`: they make the transpose, with the wider operand along vectors."""
+
+    reduction: Reduction
+    contraction: Contraction
+    a: View | None
+    g: View
+    turned: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        c = self.contraction
+        return (c.m, c.n) if c.m else (c.n,)
+
+
+def own_sums(reductions: Sequence[Reduction]) -> list[OwnSum]:
+    """`outer` and `sum`; a table's gradient is left to PyTorch."""
+    found = []
+    for reduction in reductions:
+        if reduction.node.op == "outer":
+            (a, g), (a_width, g_width) = _both(reduction.operands), _both(reduction.widths)
+            m, n = reduction.node.shape
+            turned = m > n
+            if turned:
+                a, g, a_width, g_width, m, n = g, a, g_width, a_width, n, m
+            found.append(OwnSum(reduction, Contraction(m, n, a.offset, a_width, g.offset, g_width), a, g, turned))
+        elif reduction.node.op == "sum":
+            g = reduction.operands[0]
+            contraction = Contraction(0, math.prod(g.shape), 0, 0, g.offset, reduction.widths[0])
+            found.append(OwnSum(reduction, contraction, None, g, False))
+    return found
+
+
+def _both(items: Sequence) -> tuple:
+    """An operand that is contracted with itself is named once."""
+    return items[0], items[-1]
+
+
+def check_reductions(reductions: Sequence[Reduction]) -> None:
+    """Raises BackendError for a sum over rows that has no kernel."""
+    for reduction in reductions:
+        op, views = reduction.node.op, reduction.operands
+        if op == "outer":
+            fits = all(len(v.shape) == 1 and v.strides[0] == 1 for v in views)
+        else:
+            fits = op in ("sum", "embedding_dense_backward") and all(v.is_whole for v in views)
+        if not fits:
+            raise BackendError(f"the gradient sums over rows through '{op}' ({reduction.node}), which has no kernel")
+
+
+class Sums:
+    """The totals of one backward pass."""
+
+    def __init__(self, kernel: "NativeKernel", threads: int) -> None:
+        self.kernel, self.threads = kernel, threads
+        dtype = kernel.lowered.element
+        self.reductions = kernel.lowered.reductions
+        self.own = {s.reduction.node.name: s for s in kernel.own_sums}
+        self.partial = {r.node.name: torch.zeros(self._partial_shape(r), dtype=dtype) for r in self.reductions}
+        self.totals = {r.node.name: torch.zeros(tuple(r.node.shape), dtype=dtype) for r in self.reductions}
+        self.scratch = torch.empty(outer_scratch(kernel.target, kernel.element) * threads, dtype=dtype)
+
+    def _partial_shape(self, reduction: Reduction) -> tuple[int, ...]:
+        own = self.own.get(reduction.node.name)
+        return own.shape if own else tuple(int(n) for n in reduction.node.shape)
+
+    def add_block(self, block: int, buffers: Mapping[str, Located], low: int, high: int) -> None:
+        """The pairs [low, high) of a block of steps; blocks come last first."""
+        if self.own:
+            self._add_own(buffers, low, high)
+        for reduction in self.reductions:
+            if reduction.node.op == "embedding_dense_backward":
+                self._add_to_table(reduction, buffers, low, high)
+        if block % BLOCKS_PER_SUM == 0:
+            self._flush()
+
+    def _add_own(self, buffers: Mapping[str, Located], low: int, high: int) -> None:
+        arguments = [high - low, self.scratch.data_ptr()]
+        for name, own in self.own.items():
+            a = 0 if own.a is None else buffers[own.a.base].pointer_to(low)
+            arguments += [a, buffers[own.g.base].pointer_to(low), self.partial[name].data_ptr()]
+        block = (ctypes.c_int64 * (FIRST_ARGUMENT + len(arguments)))(0, self.threads, *arguments)
+        run_shares(self.kernel.code("contractions").address("worker"), ctypes.addressof(block), self.threads)
+
+    def _add_to_table(self, reduction: Reduction, buffers: Mapping[str, Located], low: int, high: int) -> None:
+        gradient, index = (buffers[v.base].cut(low, high) for v in reduction.operands)
+        index = index.reshape(-1)
+        gradient = gradient.reshape(len(index), -1)
+        padding = reduction.node.attributes.get("padding_idx", -1)
+        if padding is not None and padding >= 0:
+            gradient = gradient * (index != padding).unsqueeze(-1)
+        self.partial[reduction.node.name].index_add_(0, index, gradient)
+
+    def _flush(self) -> None:
+        for reduction in self.reductions:
+            name = reduction.node.name
+            own = self.own.get(name)
+            partial = self.partial[name]
+            if own is not None:
+                partial = partial.t() if own.turned else _finish_sum(reduction.node, own, partial)
+            self.totals[name] += partial
+            self.partial[name].zero_()
+
+
+def _finish_sum(node: Node, own: OwnSum, partial: Tensor) -> Tensor:
+    """A sum over rows may run over features too."""
+    if node.op != "sum":
+        return partial
+    axes = [d - 1 for d in node.attributes["dims"] if d > 0]
+    shaped = partial.reshape(own.g.shape)
+    return (shaped.sum(axes) if axes else shaped).reshape(tuple(node.shape))

@@ -11,8 +11,9 @@ from torch import Tensor
 from throughtime._nested import Nested, leaves
 from throughtime._pipeline import Run, run
 from throughtime._sequence import read_sequence
-from throughtime._state import declares_state, fit_state, initial_row_consts
+from throughtime._state import declares_state, fit_state, initial_row_consts, size_parameters
 from throughtime._state import initial_state as start_of
+from throughtime._types import Backend
 from throughtime.decode.decoder import float_dtype, run_cell
 from throughtime.decode.history import alignments_of, plain_output
 from throughtime.decode.prompt import Prompts
@@ -112,6 +113,7 @@ def prepare(
     max_steps: int | None,
     constraint: Constraint | None,
     alignments: bool,
+    backend: Backend,
 ) -> Request:
     """Find the state to start from, and run the prompts through the cell, all tokens but the last."""
     cell, rows = step.cell, len(prompts.lengths)
@@ -123,12 +125,13 @@ def prepare(
     state = fit_state(own if initial_state is None else initial_state, own, rows, "initial_state")
     row_consts = initial_row_consts(cell, rows, dtype, device)
     if rows and prompts.lengths.max() > 1:
-        state = _run_prompts(step, prompts, state, row_consts)
+        state = _run_prompts(step, prompts, state, row_consts, backend)
     return Request(step, prompts.last, state, row_consts, end_token, max_steps, constraint, alignments)
 
 
-def _run_prompts(step: Feedback, prompts: Prompts, state: Nested, row_consts: Nested) -> Nested:
+def _run_prompts(step: Feedback, prompts: Prompts, state: Nested, row_consts: Nested, backend: Backend) -> Nested:
     ragged = read_sequence(step.embedding(prompts.ids[:, :-1]), prompts.lengths - np.int64(1))
+    size_parameters(step.cell, ragged.xs, state, row_consts)
     request = Run(
         cell=step.cell,
         ragged=ragged,
@@ -136,7 +139,7 @@ def _run_prompts(step: Feedback, prompts: Prompts, state: Nested, row_consts: Ne
         row_consts=ragged.sort_rows(row_consts),
         reset=None,
         reset_state=None,
-        backend="auto",
+        backend=backend,
         chunk=CHUNK,
     )
     return ragged.unsort_rows(run(request)[1])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from throughtime._nested import Nested, flatten, leaves, unflatten
+from throughtime._types import Backend
 from throughtime.decode.beams import BeamRules
 from throughtime.decode.feedback import Constraint, Feedback, Request, prepare
 from throughtime.decode.prompt import read_prompts
@@ -58,6 +59,7 @@ def generate(
     initial_state: Nested = None,
     start_length: Any = None,
     alignments: bool = False,
+    backend: Backend = "auto",
 ) -> Generation:
     """Feed a cell with its own outputs, until each row has said `eos`.
 
@@ -88,6 +90,7 @@ def generate(
         initial_state: of the cell, before the prompt; by default its own.
         start_length: the length of each prompt [B, P], by default P.
         alignments: whether to return the weights of an attention cell.
+        backend: what runs the prompts, as in `dynamic_rnn`.
 
     Returns:
         a `Generation`.
@@ -103,7 +106,7 @@ def generate(
     (2, torch.Size([2]))
     """
     request = _request(
-        cell, start, eos, embed, output_layer, max_steps, constraint, initial_state, start_length, alignments
+        cell, start, eos, embed, output_layer, max_steps, constraint, initial_state, start_length, alignments, backend
     )
     if isinstance(strategy, Beam):
         rules = BeamRules(strategy.width, request.end_token, strategy.length_penalty, strategy.coverage_penalty)
@@ -124,6 +127,7 @@ def generate_stream(
     constraint: Constraint | None = None,
     initial_state: Nested = None,
     start_length: Any = None,
+    backend: Backend = "auto",
 ) -> Iterator[StreamedStep]:
     """The tokens of `generate` as they are chosen, one step after the other.
 
@@ -138,7 +142,9 @@ def generate_stream(
     """
     if isinstance(strategy, Beam):
         raise ValueError("generate_stream: a beam search has no tokens before its end. Use Greedy() or Sample().")
-    request = _request(cell, start, eos, embed, output_layer, max_steps, constraint, initial_state, start_length, False)
+    request = _request(
+        cell, start, eos, embed, output_layer, max_steps, constraint, initial_state, start_length, False, backend
+    )
     choose = choose_by(_checked(strategy), request.batch_size, request.ids.device)
     return (StreamedStep(step.rows, step.ids, step.scores) for step in steps_of(request, choose))
 
@@ -155,6 +161,7 @@ def _request(
     initial_state: Nested,
     start_length: Any,
     alignments: bool,
+    backend: Backend,
 ) -> Request:
     for name, function in (("cell", cell), ("output_layer", output_layer), ("constraint", constraint)):
         if not callable(function) and (function is not None or name == "cell"):
@@ -166,7 +173,7 @@ def _request(
     rows = len(leaves(initial_state)[0]) if initial_state is not None and leaves(initial_state) else None
     prompts = read_prompts(start, start_length, rows, embedding)
     step = Feedback(cell, embedding, output_layer)
-    return prepare(step, prompts, initial_state, end_token, max_steps, constraint, alignments)
+    return prepare(step, prompts, initial_state, end_token, max_steps, constraint, alignments, backend)
 
 
 def _check_limit(end_token: int | None, max_steps: Any) -> None:

@@ -36,9 +36,9 @@ POLYNOMIAL = {FLOAT32: EXPONENTIAL_F32, FLOAT64: EXPONENTIAL_F64}
 # Beyond these exp is 0 or infinity however it is rounded.
 LOWEST = {FLOAT32: -104.0, FLOAT64: -746.0}
 HIGHEST = {FLOAT32: 89.0, FLOAT64: 710.0}
-# From here on expm1 is -1 however it is rounded, and tanh of half of it is 1.
+# From here on expm1 is -1 however it is rounded; sigmoid, and tanh of half of it, are 1.
 EXPM1_IS_MINUS_1 = {FLOAT32: -20.0, FLOAT64: -40.0}
-TANH_IS_ONE = {FLOAT32: 20.0, FLOAT64: 40.0}
+IS_ONE = {FLOAT32: 20.0, FLOAT64: 40.0}
 TANH_SPLIT = 0.55
 NEAR_ZERO = {FLOAT32: TANH_NEAR_ZERO_F32, FLOAT64: TANH_NEAR_ZERO_F64}
 
@@ -103,19 +103,18 @@ def expm1(x: Lanes) -> Lanes:
 
 
 def sigmoid(x: Lanes) -> Lanes:
-    """c/(c + c*e) or c*e/(c + c*e) with e = exp(-|x|) and c = 1.5 * 2**k.
+    """c/(c + c*e) with e = exp(-x) and c = 1.5 * 2**-k.
 
-    The 2**k keeps everything before the division from being denormal. The 1.5 moves the binade in which c + c*e
-    lies, so that its rounding error is 2/3 of an ulp of the result at most, where it would be a whole one.
+    The 2**-k keeps e from overflowing while the result is a denormal number. The 1.5 moves the binade of the divisor, so
+    that its rounding error is 3/4 of an ulp of the result at most, where it would be a whole one.
     """
     number = x.format
     k = {FLOAT32: 32, FLOAT64: 64}[number]
-    falling = (x.as_bits() | -number.sign_bit).as_float().at_least(LOWEST[number])
-    reduced = reduce_exponent(falling, offset=number.bias + k)
+    bounded = x.at_least(LOWEST[number]).at_most(IS_ONE[number])
+    reduced = reduce_exponent(-bounded, offset=number.bias - k)
+    c = 1.5 * 2.0**-k
     scale = reduced.scale() * 1.5
-    e = fma(expm1_near_zero(reduced.r), scale, scale)
-    one = x.splat(1.5 * 2.0**k)
-    return where(x.as_bits() < 0, e, one) / (one + e)
+    return c / (fma(expm1_near_zero(reduced.r), scale, c) + scale)
 
 
 def tanh(x: Lanes) -> Lanes:
@@ -124,7 +123,7 @@ def tanh(x: Lanes) -> Lanes:
     magnitude = x.abs()
     square = x * x
     near = fma(x * square, square.polynomial(NEAR_ZERO[number]), x)
-    reduced = reduce_exponent((magnitude + magnitude).at_most(TANH_IS_ONE[number]), offset=number.bias)
+    reduced = reduce_exponent((magnitude + magnitude).at_most(IS_ONE[number]), offset=number.bias)
     scale = reduced.scale()
     e_plus_1 = fma(expm1_near_zero(reduced.r), scale, scale + 1.0)
     far = 1.0 - 2.0 / e_plus_1

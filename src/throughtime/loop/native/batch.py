@@ -34,21 +34,37 @@ class Batch:
         """The number of pairs in the steps [start, stop)."""
         return int(self.offsets[stop] - self.offsets[start])
 
-    def shares(self, start: int, stop: int) -> np.ndarray:
+    def shares(self, start: int, stop: int) -> list[int]:
         """Bounds of contiguous ranges of rows with about the same number of pairs in these steps."""
         rows = int(self.active[start])
         count = max(1, min(self.threads, rows))
         if count == 1 or self.active[stop - 1] == rows:
-            return np.linspace(0, rows, count + 1).astype(np.int64)
+            return _even(0, rows, count)
         done = np.cumsum(np.minimum(self.lengths[:rows] - start, stop - start))
         marks = np.searchsorted(done, done[-1] * np.arange(1, count) / count, side="left") + 1
-        return np.concatenate([[0], marks, [rows]]).astype(np.int64)
+        return [0, *marks.tolist(), rows]
 
-    def pair_shares(self, start: int, stop: int) -> np.ndarray:
+    def pair_shares(self, start: int, stop: int) -> list[int]:
         """Bounds of equal ranges of the pairs in these steps."""
         low, high = int(self.offsets[start]), int(self.offsets[stop])
-        count = max(1, min(self.threads, high - low))
-        return np.linspace(low, high, count + 1).astype(np.int64)
+        return _even(low, high, max(1, min(self.threads, high - low)))
+
+    def windows(self, chunk: int, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
+        """Ranges of steps, each of one chunk or, with few rows, of several, so that calls stay rare."""
+        stop = self.steps if stop is None else stop
+        found = []
+        while start < stop:
+            chunks = max(1, PAIRS_PER_CALL // int(self.active[start]) // chunk)
+            found.append((start, min(start + chunk * chunks, stop)))
+            start = found[-1][1]
+        return found
+
+
+PAIRS_PER_CALL = 512
+
+
+def _even(low: int, high: int, count: int) -> list[int]:
+    return [low + (high - low) * i // count for i in range(count + 1)]
 
 
 class Located(NamedTuple):

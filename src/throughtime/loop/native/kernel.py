@@ -71,8 +71,8 @@ class NativeKernel:
         results = self._empty(direction, ("ys:", "saved:", "trace:"), bound.batch.pairs)
         walker = Walker(self, direction, bound, state)
         located = {name: Located(tensor) for name, tensor in results.items()}
-        for start in range(0, bound.batch.steps, chunk):
-            walker.steps(start, min(start + chunk, bound.batch.steps), located, 0, {})
+        for start, stop in bound.batch.windows(chunk):
+            walker.steps(start, stop, located, 0, {})
         ys = [self._shaped(results[f"ys:{k}"], name) for k, name in enumerate(self.plan.ys)]
         final = [state[f"carry:{i}"].view(leaf.shape).to(leaf.dtype) for i, leaf in enumerate(carry)]
         if training:
@@ -103,11 +103,9 @@ class NativeKernel:
         """Block by block, last first; what contracts the pairs is summed block by block."""
         batch = walker.bound.batch
         sums = Sums(self, batch.threads)
-        for block in range((batch.steps - 1) // BLOCK, -1, -1):
-            start, stop = block * BLOCK, min((block + 1) * BLOCK, batch.steps)
+        for start, stop in reversed(batch.windows(BLOCK)):
             local = walker.steps(start, stop, located, 0, initial)
-            buffers = {**walker.bound.xs, **located, **local}
-            sums.add_block(block, buffers, int(batch.offsets[start]), int(batch.offsets[stop]))
+            sums.add_steps(start, stop, batch, {**walker.bound.xs, **located, **local})
         return sums.totals
 
     def _kept_by_name(self, kept: Kept) -> dict[str, Tensor]:

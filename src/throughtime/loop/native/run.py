@@ -31,6 +31,8 @@ class Walker:
 
     def __init__(self, kernel: "NativeKernel", direction: str, bound: Bound, rows: Mapping[str, Tensor]) -> None:
         self.kernel, self.direction, self.bound, self.rows = kernel, direction, bound, rows
+        self.programs = (kernel.program(direction), *kernel.lowered.staged.get(direction, ()))
+        self.local_widths = {name: b.width for p in self.programs for name, b in p.buffers.items() if b.local}
         self.local: dict[str, Tensor] = {}
         self._packed: dict[str, Tensor] = {}
         self._runs: dict[int | None, _Run] = {}
@@ -64,10 +66,9 @@ class Walker:
 
     def _local_buffers(self, start: int, stop: int) -> dict[str, Tensor]:
         count = self.bound.batch.pairs_of(start, stop)
-        for program in (self.kernel.program(self.direction), *self.kernel.lowered.staged.get(self.direction, ())):
-            for name, buffer in program.buffers.items():
-                if buffer.local and (name not in self.local or len(self.local[name]) < count):
-                    self.local[name] = torch.empty(count, buffer.width, dtype=self.kernel.lowered.element)
+        for name, width in self.local_widths.items():
+            if name not in self.local or len(self.local[name]) < count:
+                self.local[name] = torch.empty(count, width, dtype=self.kernel.lowered.element)
         return self.local
 
     def packed(self, name: str, k: int, n: int) -> Tensor:
@@ -107,6 +108,7 @@ class _Run:
         names = arguments_of(program)
         self.block = (ctypes.c_int64 * (FIRST_ARGUMENT + len(names)))()
         self.place = {name: FIRST_ARGUMENT + i for i, name in enumerate(names)}
+        self.bounds = (ctypes.c_int64 * (self.batch.threads + 1))()
         self.alive: list[object] = [code]
         self.by_pair = [name for name, b in program.buffers.items() if b.kind in ("pair", "previous")]
         self.previous = [name for name, b in program.buffers.items() if b.kind == "previous"]
@@ -115,6 +117,7 @@ class _Run:
     def _bind(self) -> None:
         """What stays where it is for the whole call."""
         walker, dtype = self.walker, self.walker.kernel.lowered.element
+        self._set("bounds", ctypes.addressof(self.bounds))
         self._set("active", self.batch.active.ctypes.data)
         self._set("offsets", self.batch.offsets.ctypes.data)
         rows = {**walker.bound.row_consts, **walker.rows}
@@ -140,9 +143,10 @@ class _Run:
             self._set(name, pairs[name].pointer_to(0))
         for name in self.previous:
             self._set(f"initial {name}", initial[name].data_ptr())
-        for name, value in (("start", start), ("stop", stop), ("first", first), ("bounds", bounds.ctypes.data)):
+        for name, value in (("start", start), ("stop", stop), ("first", first)):
             self._set(name, value)
         shares = len(bounds) - 1
+        self.bounds[: shares + 1] = bounds
         self.block[0], self.block[1] = 0, shares
         run_shares(self.worker, ctypes.addressof(self.block), shares)
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from throughtime._errors import BackendError
 from throughtime.capture.graph import Node
-from throughtime.loop.native.batch import Located
+from throughtime.loop.native.batch import Batch, Located
 from throughtime.loop.native.emit import Contraction
 from throughtime.loop.native.gemm import outer_scratch
 from throughtime.loop.native.lower import Reduction
-from throughtime.loop.native.threads import FIRST_ARGUMENT, run_shares
+from throughtime.loop.native.threads import run_shares, share_block
 from throughtime.loop.native.views import View
 
 if TYPE_CHECKING:
@@ -93,29 +93,32 @@ class Sums:
         self.own = {s.reduction.node.name: s for s in kernel.own_sums}
         self.partial = {r.node.name: torch.zeros(self._partial_shape(r), dtype=dtype) for r in self.reductions}
         self.totals = {r.node.name: torch.zeros(tuple(r.node.shape), dtype=dtype) for r in self.reductions}
+        self.worker = kernel.code("contractions").address("worker") if self.own else 0
         self.scratch = torch.empty(outer_scratch(kernel.target, kernel.element) * threads, dtype=dtype)
 
     def _partial_shape(self, reduction: Reduction) -> tuple[int, ...]:
         own = self.own.get(reduction.node.name)
         return own.shape if own else tuple(int(n) for n in reduction.node.shape)
 
-    def add_block(self, block: int, buffers: Mapping[str, Located], low: int, high: int) -> None:
-        """The pairs [low, high) of a block of steps; blocks come last first."""
-        if self.own:
-            self._add_own(buffers, low, high)
-        for reduction in self.reductions:
-            if reduction.node.op == "embedding_dense_backward":
-                self._add_to_table(reduction, buffers, low, high)
-        if block % BLOCKS_PER_SUM == 0:
-            self._flush()
+    def add_steps(self, start: int, stop: int, batch: Batch, buffers: Mapping[str, Located]) -> None:
+        """The blocks of the steps [start, stop), last first; `start` is a block's first step."""
+        for block in range((stop - 1) // BLOCK, start // BLOCK - 1, -1):
+            low, high = int(batch.offsets[block * BLOCK]), int(batch.offsets[min((block + 1) * BLOCK, stop)])
+            if self.own:
+                self._add_own(buffers, low, high)
+            for reduction in self.reductions:
+                if reduction.node.op == "embedding_dense_backward":
+                    self._add_to_table(reduction, buffers, low, high)
+            if block % BLOCKS_PER_SUM == 0:
+                self._flush()
 
     def _add_own(self, buffers: Mapping[str, Located], low: int, high: int) -> None:
         arguments = [high - low, self.scratch.data_ptr()]
         for name, own in self.own.items():
             a = 0 if own.a is None else buffers[own.a.base].pointer_to(low)
             arguments += [a, buffers[own.g.base].pointer_to(low), self.partial[name].data_ptr()]
-        block = (ctypes.c_int64 * (FIRST_ARGUMENT + len(arguments)))(0, self.threads, *arguments)
-        run_shares(self.kernel.code("contractions").address("worker"), ctypes.addressof(block), self.threads)
+        block = share_block(self.threads, arguments)
+        run_shares(self.worker, ctypes.addressof(block), self.threads)
 
     def _add_to_table(self, reduction: Reduction, buffers: Mapping[str, Located], low: int, high: int) -> None:
         gradient, index = (buffers[v.base].cut(low, high) for v in reduction.operands)

@@ -7,12 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from decode.models import END, START, Model, make_model, make_varied
+from decode.models import END, KINDS, START, Counting, Model, alone, make_model, make_varied
 from throughtime import GRUCell, dynamic_rnn
 from throughtime._nested import map_leaves
 from throughtime.decode import AttentionWrapper, Greedy, LuongAttention, Sample, generate, generate_stream
 
-KINDS = ["gru", "lstm", "stack", "luong", "bahdanau"]
 PLAIN = ["gru", "lstm", "stack"]
 
 
@@ -33,15 +32,6 @@ def loop(model: Model, row: int, limit: int, prompt: list[int] | None = None) ->
             if token == END:
                 break
     return ids, score
-
-
-def alone(model: Model, row: int) -> Model:
-    """The same model with one row of the batch."""
-    if isinstance(model.cell, AttentionWrapper):
-        mechanism = model.cell.attention_mechanism
-        lengths = mechanism.memory_mask.sum(1)[row : row + 1]
-        mechanism.set_memory(mechanism.memory[row : row + 1], lengths)
-    return Model(model.cell, model.embed, model.layer, 1, map_leaves(lambda leaf: leaf[row : row + 1], model.state))
 
 
 @pytest.mark.parametrize("kind", PLAIN)
@@ -69,24 +59,6 @@ def test_scores_are_those_of_teacher_forcing(kind: str) -> None:
             torch.testing.assert_close(
                 got.scores, model.log_probs(got.ids, got.lengths).detach(), rtol=1e-10, atol=1e-10
             )
-
-
-class Counting(nn.Module):
-    """A cell that notes how many rows each step has."""
-
-    def __init__(self, cell: nn.Module) -> None:
-        super().__init__()
-        self.cell, self.rows = cell, []
-
-    def initial_state(self, *args: Any) -> Any:
-        return self.cell.initial_state(*args)
-
-    def row_consts(self, *args: Any) -> Any:
-        return self.cell.row_consts(*args)
-
-    def forward(self, inputs: Tensor, *rest: Any) -> Any:
-        self.rows.append(len(inputs))
-        return self.cell(inputs, *rest)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -18,7 +18,7 @@ def extend_as_tensorflow(beams: Beams, logits: Tensor, attention: Tensor | None,
     """Logits [R, K, V] of each beam -> the next K beams of each row."""
     end, vocabulary = rules.end_token, logits.shape[-1]
     is_end = torch.arange(vocabulary, device=logits.device) == end
-    frozen = torch.where(is_end, 0.0, torch.finfo(logits.dtype).min).to(logits.dtype)
+    frozen = torch.zeros_like(logits[0, 0]).masked_fill(~is_end, torch.finfo(logits.dtype).min)
     finished = beams.finished.unsqueeze(-1)
     total = beams.log_probs.unsqueeze(-1) + torch.where(finished, frozen, logits.log_softmax(-1))
     lengths = beams.lengths.unsqueeze(-1) + (~finished & ~is_end).long()

@@ -105,8 +105,8 @@ def expm1(x: Lanes) -> Lanes:
 def sigmoid(x: Lanes) -> Lanes:
     """c/(c + c*e) with e = exp(-x) and c = 1.5 * 2**-k.
 
-    The 2**-k keeps e from overflowing while the result is a denormal number. The 1.5 moves the binade of the divisor, so
-    that its rounding error is 3/4 of an ulp of the result at most, where it would be a whole one.
+    The 2**-k keeps e from overflowing while the result is a denormal number. The 1.5 moves the binade of the divisor,
+    so that its rounding error is 3/4 of an ulp of the result at most, where it would be a whole one.
     """
     number = x.format
     k = {FLOAT32: 32, FLOAT64: 64}[number]

@@ -125,7 +125,7 @@ def test_noise_hangs_on_its_key() -> None:
 
 
 def test_a_sequence_of_no_steps_has_features() -> None:
-    zeros = final_features(torch.empty(2, 0, 3), (torch.ones(2, 3),), torch.tensor([0, 0]))
+    zeros = final_features(object(), torch.empty(2, 0, 3), (torch.ones(2, 3),), torch.tensor([0, 0]))
     assert torch.equal(zeros, torch.zeros(2, 3))
 
 

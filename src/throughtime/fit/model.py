@@ -49,13 +49,15 @@ class SequenceClassifier(nn.Module):
         state: Any = None
         for layer in self.layers:
             steps, state = layer(steps, sequence_length=lengths)
-        return final_features(steps, state, lengths)
+        return final_features(self.layers[-1].cell, steps, state, lengths)
 
 
-def final_features(outputs: Tensor, state: Any, lengths: Tensor) -> Tensor:
+def final_features(cell: Any, outputs: Tensor, state: Any, lengths: Tensor) -> Tensor:
     """The final state: the state itself, its `h` if it is an LSTM's, else the output of the last step."""
     if isinstance(state, Tensor):
         return state.flatten(1)
+    if isinstance(cell, nn.LSTMCell):
+        return state[0]
     if isinstance(getattr(state, "h", None), Tensor):
         return state.h.flatten(1)
     if outputs.shape[1] == 0:
@@ -144,4 +146,4 @@ def _widths(cell: Any, options: ModelOptions, width: int) -> tuple[int, int]:
         outputs, state = throughtime.dynamic_rnn(cell, torch.zeros(1, 1, width), backend=options.backend)
     if not isinstance(outputs, Tensor) or outputs.dim() != 3:
         raise FitError(f"--cell: {options.cell} must return one tensor [batch, width] at each step.")
-    return outputs.shape[2], final_features(outputs, state, torch.ones(1, dtype=torch.int64)).shape[1]
+    return outputs.shape[2], final_features(cell, outputs, state, torch.ones(1, dtype=torch.int64)).shape[1]

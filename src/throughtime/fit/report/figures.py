@@ -130,7 +130,7 @@ def draw_gradients(curves: dict[str, dict[str, np.ndarray]], from_end: bool) -> 
                 "before training": (GREY, "--"),
                 "saved model": (TRAIN, "-"),
             }.items():
-                y = np.maximum(curves[when][what], 1e-30)
+                y = np.where(curves[when][what] > 0, curves[when][what], np.nan)  # a zero has no place on the scale
                 x = np.arange(len(y)) + (1 - len(y) if from_end else 1)
                 axes.plot(x, y, line, color=colour, marker="o" if len(y) <= 40 else None, markersize=3, label=when)
             axes.set_yscale("log")
@@ -147,7 +147,9 @@ def draw_gradients(curves: dict[str, dict[str, np.ndarray]], from_end: bool) -> 
 
 def _draw_sequence(axes: Axes, sequence: np.ndarray, picture: bool, downwards: bool = False) -> None:
     """A picture as it is; words as nothing; numbers as lines, one a feature (as a picture where there are many)."""
-    if sequence.dtype.kind == "U":
+    if not len(sequence):
+        axes.text(0.5, 0.5, "no steps", ha="center", va="center", color=GREY, transform=axes.transAxes)
+    elif sequence.dtype.kind == "U":
         axes.set_ylim(len(sequence) - 0.5, -0.5)
         axes.set_xticks([])
     elif picture:

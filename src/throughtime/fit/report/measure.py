@@ -43,8 +43,8 @@ def trace_states(model: SequenceClassifier, batch: Batch) -> Traces:
         for layer in model.layers:
             steps, seen = _unroll(layer.cell, steps, batch.lengths)
             states.append(seen)
-        ones = torch.ones_like(batch.lengths)
-        features = [final_features(steps[:, t : t + 1], state, ones) for t, state in enumerate(states[-1])]
+        cell, ones = model.layers[-1].cell, torch.ones_like(batch.lengths)
+        features = [final_features(cell, steps[:, t : t + 1], state, ones) for t, state in enumerate(states[-1])]
         logits = torch.stack([model.readout(h) for h in features], 1)
         loss = cross_entropy(logits[:, -1], batch.labels, reduction="sum")
         leaves = [[*_tensors(at_step)] for at_step in zip(*states)]

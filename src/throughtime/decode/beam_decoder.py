@@ -142,7 +142,7 @@ class BeamSearchDecoder(Decoder):
         output, flat_state = run_cell(self.cell, *(_merge(v) for v in (inputs, state.cell_state, row_consts)))
         output = plain_output(output)
         logits = output if self.output_layer is None else self.output_layer(output)
-        check_logits("BeamSearchDecoder", logits, state.finished.numel(), self.rules.end_token)
+        check_logits("BeamSearchDecoder", logits, state.finished.numel(), self.rules.end_token, self._embedding)
         cell_state = self._split(flat_state)
         extension = self._extend(state, logits.unflatten(0, state.finished.shape), cell_state)
         beams = extension.beams

@@ -61,7 +61,7 @@ class Request:
     ) -> tuple[Tensor, Nested]:
         """One step, and the user's constraint on it."""
         logits, next_state = self.step(ids, state, row_consts)
-        check_logits("generate", logits, ids.shape[0], self.end_token)
+        check_logits("generate", logits, ids.shape[0], self.end_token, self.step.embedding)
         if self.constraint is not None:
             logits = _constrain(self.constraint, so_far.ids, logits, rows)
         return logits, next_state

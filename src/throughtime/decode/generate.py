@@ -170,10 +170,14 @@ def _request(
     _check_limit(end_token, max_steps)
     check_end_token("generate", end_token, output_layer)
     embedding = read_embedding("generate", embed)
-    rows = len(leaves(initial_state)[0]) if initial_state is not None and leaves(initial_state) else None
-    prompts = read_prompts(start, start_length, rows, embedding)
+    prompts = read_prompts(start, start_length, _rows_of(initial_state), embedding)
     step = Feedback(cell, embedding, output_layer)
     return prepare(step, prompts, initial_state, end_token, max_steps, constraint, alignments, backend)
+
+
+def _rows_of(state: Nested) -> int | None:
+    first = next(iter(leaves(state)), None)
+    return first.shape[0] if isinstance(first, Tensor) and first.dim() else None
 
 
 def _check_limit(end_token: int | None, max_steps: Any) -> None:

@@ -165,7 +165,7 @@ class TrainingHelper(Helper):
         return self._lengths == 0, self._read(self._inputs, 0, None)
 
     def sample(self, time: int, outputs: Nested, state: Nested, rows: Tensor | None = None) -> Tensor:
-        check_logits(type(self).__name__, outputs, self.batch_size if rows is None else len(rows), None)
+        check_logits(type(self).__name__, outputs, self.batch_size if rows is None else len(rows))
         return outputs.argmax(-1)
 
     def next_inputs(
@@ -218,7 +218,9 @@ class ScheduledEmbeddingTrainingHelper(TrainingHelper):
         self._schedule = Noise(scheduling_seed, self.batch_size, self._device)
 
     def sample(self, time: int, outputs: Nested, state: Nested, rows: Tensor | None = None) -> Tensor:
-        check_logits(type(self).__name__, outputs, self.batch_size if rows is None else len(rows), None)
+        check_logits(
+            type(self).__name__, outputs, self.batch_size if rows is None else len(rows), embedding=self._embedding
+        )
         drawn = draw(outputs, self._noise.uniform(time, rows))
         return torch.where(_falls(self._schedule, self._probability, time, rows), drawn, -1)
 
@@ -311,7 +313,7 @@ class GreedyEmbeddingHelper(Helper):
 
     def _check(self, outputs: Nested, rows: Tensor | None) -> None:
         count = self.batch_size if rows is None else len(rows)
-        check_logits(type(self).__name__, outputs, count, self._end_token)
+        check_logits(type(self).__name__, outputs, count, self._end_token, self._embedding)
 
 
 class SampleEmbeddingHelper(GreedyEmbeddingHelper):

@@ -40,6 +40,7 @@ def read_prompts(start: Any, start_length: Any, rows: int | None, embedding: Emb
         ids, lengths = _pad(start)
     else:
         ids = torch.as_tensor(start)
+        ids = ids if ids.numel() else ids.long()
         ids = ids.expand(rows or 1) if ids.dim() == 0 else ids
         lengths = _read_padded(ids, start_length)
     ids = ids[:, None] if ids.dim() == 1 else ids
@@ -54,8 +55,10 @@ def read_prompts(start: Any, start_length: Any, rows: int | None, embedding: Emb
 
 
 def _is_ragged(start: Any) -> bool:
-    """A list of lists. (Other sequences of numbers are left to torch.as_tensor.)"""
-    return isinstance(start, (list, tuple)) and any(isinstance(row, (list, tuple, Tensor, np.ndarray)) for row in start)
+    """A list of lists. (A list of tokens is left to torch.as_tensor.)"""
+    return isinstance(start, (list, tuple)) and any(
+        isinstance(row, (list, tuple)) or getattr(row, "ndim", 0) > 0 for row in start
+    )
 
 
 def _pad(start: Sequence[Any]) -> tuple[Tensor, np.ndarray]:

@@ -90,8 +90,10 @@ def check_end_token(name: str, end_token: int | None, layer: Any) -> None:
         _check_in_vocabulary(name, end_token, vocabulary)
 
 
-def check_logits(name: str, logits: Any, rows: int, end_token: int | None) -> None:
-    """One tensor [rows, V], with the end token in the vocabulary."""
+def check_logits(
+    name: str, logits: Any, rows: int, end_token: int | None = None, embedding: Embedding | None = None
+) -> None:
+    """One tensor [rows, V], with the end token in the vocabulary, and all of that in the embedding."""
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != rows:
         got = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise TypeError(
@@ -99,6 +101,11 @@ def check_logits(name: str, logits: Any, rows: int, end_token: int | None) -> No
             f"Give an output_layer that makes one."
         )
     _check_in_vocabulary(name, end_token, logits.shape[1])
+    if embedding is not None and embedding.size is not None and logits.shape[1] > embedding.size:
+        raise ValueError(
+            f"{name}: every token that can be chosen is fed back: the logits are for {logits.shape[1]} tokens, the "
+            f"embedding has {embedding.size}. Give both the same vocabulary."
+        )
 
 
 def _check_in_vocabulary(name: str, end_token: int | None, vocabulary: int) -> None:

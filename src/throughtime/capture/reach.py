@@ -17,14 +17,18 @@ from torch import Tensor, nn
 
 __all__ = ["Route", "is_closed", "names_in", "reachable", "tensors"]
 
-MOST_OBJECTS = 50_000
+MOST_OBJECTS, LONGEST_CONTAINER = 20_000, 10_000
 _CLOSED_TO_US = ("torch", "numpy", "builtins", "typing", "collections", "functools", "threading", "logging", "re")
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, types.BuiltinFunctionType)
 
 
+CELL = object()
+"""The root of a path that starts at the cell: what outlives a call must not hold the cell."""
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`read()` follows the path anew."""
+    """A path from the cell, or from a function or a module's names; `read(cell)` follows it anew."""
 
     root: Any
     steps: tuple[tuple[Callable[[Any, Any], Any], Any], ...]
@@ -33,13 +37,13 @@ class Route:
     def to(self, read: Callable[[Any, Any], Any], key: Any, text: str) -> "Route":
         return Route(self.root, (*self.steps, (read, key)), self.path + text)
 
-    def reader(self) -> Callable[[], Any]:
-        if self.steps and all(read is getattr for read, _ in self.steps):
-            return partial(operator.attrgetter(".".join(key for _, key in self.steps)), self.root)
+    def reader(self) -> Callable[[Any], Any]:
+        if self.root is CELL and self.steps and all(read is getattr for read, _ in self.steps):
+            return operator.attrgetter(".".join(key for _, key in self.steps))
         return self.read
 
-    def read(self) -> Any:
-        value = self.root
+    def read(self, cell: Any) -> Any:
+        value = cell if self.root is CELL else self.root
         for read, key in self.steps:
             value = read(value, key)
         return value
@@ -52,7 +56,7 @@ def tensors(cell: Any) -> dict[int, Route]:
 
 def reachable(cell: Any) -> Iterator[tuple[Route, Any]]:
     """Every object once, the cell first."""
-    queue = deque([(Route(cell, (), "cell"), cell)])
+    queue = deque([(Route(CELL, (), "cell"), cell)])
     seen: set[int] = set()
     alive: list[Any] = []
     while queue and len(seen) < MOST_OBJECTS:
@@ -62,8 +66,13 @@ def reachable(cell: Any) -> Iterator[tuple[Route, Any]]:
         seen.add(id(value))
         alive.append(value)  # an id is that of another object once this one is gone
         yield route, value
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) and not _is_long(value):
             queue.extend(_children(route, value))
+
+
+def _is_long(value: Any) -> bool:
+    """A data set, not a part of a cell."""
+    return isinstance(value, (list, tuple, dict)) and len(value) > LONGEST_CONTAINER
 
 
 def _children(route: Route, value: Any) -> Iterator[tuple[Route, Any]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -16,18 +17,18 @@ from throughtime.capture.graph import ROWS, Input, InputKind, Shape
 from throughtime.capture.names import Names
 from throughtime.capture.reach import Route
 from throughtime.capture.rowcount import rows_are
-from throughtime.capture.stand_ins import StandIns, WrittenTo
-from throughtime.capture.tape import Call, Tape
+from throughtime.capture.stand_ins import StandIns
+from throughtime.capture.tape import Call, Tape, shown_line
 
 __all__ = ["Const", "Recording", "StepCall", "record", "rehearse"]
 
 
 @dataclass(frozen=True, slots=True)
 class Const:
-    """A tensor that the cell closes over. `read()` gives the one that is there now."""
+    """A tensor that the cell closes over. `read(cell)` gives the one that is there now."""
 
     path: str
-    read: Callable[[], Tensor]
+    read: Callable[[Any], Tensor]
     by_reference: bool = False
     """No path leads to it from the cell: the tensor itself is kept, and a new one in its place would go unseen."""
 
@@ -78,6 +79,7 @@ def record(call: StepCall, rows: int, routes: Mapping[int, Route], kept: Sequenc
         ys, ys_structure = flatten(output)
         next_carry, state_structure = flatten(next_state)
         gradients = recorder.gradients(ys, next_carry)
+    recorder.refuse_writes(tape.calls)
     consts = tuple(recorder.consts)
     return Recording(
         recorder.fake_mode,
@@ -120,10 +122,7 @@ class _Recorder:
         given = (xs, state, row_consts)[: len(call.arguments)]
         stand_ins = StandIns(self._const, self._refuse_kept)
         with rows_are(self._rows), stand_ins:
-            try:
-                result = call.cell(*given)
-            except WrittenTo as written:
-                raise self._refuse_write(written.tensor) from written
+            result = call.cell(*given)
         output, next_state = split_result(result, state)
         check_output(output, self._rows)
         return output, next_state
@@ -176,12 +175,12 @@ class _Recorder:
         path = route.path if route else f"a tensor of shape {list(real.shape)} that no attribute of the cell holds"
         leaf = self._leaf(tuple(real.shape), real.stride(), real, real.requires_grad)
         self._add(leaf, "const", self._names.const(path if route else "unnamed"), path)
-        self.consts.append(Const(path, route.reader(), False) if route else Const(path, lambda: real, True))
+        self.consts.append(Const(path, route.reader(), False) if route else Const(path, lambda _: real, True))
         return leaf
 
     def _leaf(self, sizes: tuple[int, ...], stride: Any, like: Tensor, requires_grad: bool) -> Tensor:
         """A fake tensor that comes from outside: its making is not recorded."""
-        with _disable_current_modes(), self.fake_mode:
+        with temporarily_clear_interpreter_stack(), _disable_current_modes(), self.fake_mode:
             if stride is None:
                 leaf = torch.empty(sizes, dtype=like.dtype, device=like.device)
             else:
@@ -202,9 +201,14 @@ class _Recorder:
                 "the one it is given. Take it from the state, and return it with the next state."
             )
 
-    def _refuse_write(self, tensor: Tensor) -> CaptureError:
-        route = self._routes.get(id(tensor))
-        return CaptureError(
-            f"the step writes in place on {route.path if route else 'a tensor that it closes over'}, but a step is a "
-            "function of its input and state, run many times in an order of the loop's own. Make it part of the state."
-        )
+    def refuse_writes(self, calls: Sequence[Call]) -> None:
+        """Storage tells, so that a view or `.data` of a closed-over tensor is found too."""
+        closed_over = {leaf.untyped_storage()._cdata: i.path for leaf, i in self._inputs.get("const", ())}
+        for call in calls:
+            for tensor in call.written():
+                path = closed_over.get(tensor.untyped_storage()._cdata)
+                if path is not None:
+                    raise CaptureError(
+                        f"the step writes in place on {path}, but a step is a function of its input and state, run "
+                        f"many times in an order of the loop's own. Make it part of the state.{shown_line(call.line)}"
+                    )

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +46,9 @@ class StepTrace:
     ys_structure: Structure
     state_structure: Structure
 
-    def read_consts(self) -> list[Tensor]:
-        return [const.read() for const in self.consts]
+    def read_consts(self, cell: Any) -> list[Tensor]:
+        """The tensors that are there now; `cell` is the one that was traced, which the trace does not hold."""
+        return [const.read(cell) for const in self.consts]
 
     def fits(self, consts: Sequence[Tensor]) -> bool:
         """Whether tensors read now are of the kind that was traced; if not, trace again."""
@@ -78,7 +80,7 @@ def trace_step(cell: Callable[..., object], xs: Nested, state: Nested, row_const
     _find_input_sizes(call)
     with _one_at_a_time:
         recording = _recorded(call)
-    return _lowered(recording, _product_dtype(leaves(xs)))
+    return _lowered(recording, call.cell, _product_dtype(leaves(xs)))
 
 
 def _recorded(call: StepCall) -> Recording:
@@ -106,6 +108,7 @@ def _plain_modes(xs: Sequence[Tensor]) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         for device in {"cpu", *(x.device.type for x in xs)}:
             stack.enter_context(torch.autocast(device, enabled=False))
         yield
@@ -116,7 +119,7 @@ def _product_dtype(xs: Sequence[Tensor]) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
-def _lowered(recording: Recording, product_dtype: torch.dtype | None) -> StepTrace:
+def _lowered(recording: Recording, cell: Any, product_dtype: torch.dtype | None) -> StepTrace:
     values = Values(ROWS, product_dtype)
     known: dict[int, Value] = {}
     for leaf, described in recording.inputs:
@@ -129,7 +132,7 @@ def _lowered(recording: Recording, product_dtype: torch.dtype | None) -> StepTra
     lower(calls, values, known, step, outputs[len(step) :])
     pair = make_pair(values.builder.inputs, values.builder.nodes, _results(recording, values, known, outputs))
     names = (i.name for i in pair.forward.of_kind("const"))
-    check_shared_gradients(pair, {name: const.read() for name, const in zip(names, recording.consts)})
+    check_shared_gradients(pair, {name: const.read(cell) for name, const in zip(names, recording.consts)})
     return StepTrace(
         pair,
         recording.consts,

@@ -4,9 +4,11 @@ from throughtime._errors import (
     BackendError,
     BackendWarning,
     CaptureError,
+    MemoryPolicyError,
     PlanError,
     ResetError,
     SequenceError,
+    SpillError,
     StateError,
 )
 from throughtime._module import RNN
@@ -22,6 +24,7 @@ from throughtime.cells import (
     ResidualWrapper,
     RNNCell,
 )
+from throughtime.plan.memory import Budget, Recompute, SaveAll, Spill
 
 __all__ = [
     "RNN",
@@ -29,17 +32,23 @@ __all__ = [
     "BackendWarning",
     "BasicLSTMCell",
     "BasicRNNCell",
+    "Budget",
     "CaptureError",
     "DropoutWrapper",
     "GRUCell",
     "LSTMCell",
     "LSTMStateTuple",
+    "MemoryPolicyError",
     "MultiRNNCell",
     "PlanError",
     "RNNCell",
+    "Recompute",
     "ResetError",
     "ResidualWrapper",
+    "SaveAll",
     "SequenceError",
+    "Spill",
+    "SpillError",
     "StateError",
     "bidirectional_dynamic_rnn",
     "dynamic_rnn",

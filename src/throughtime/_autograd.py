@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from throughtime._errors import BackendError
-from throughtime.loop.native.kernel import Batch, Kept, NativeKernel
+from throughtime.loop.native.kernel import Batch, NativeKernel
+from throughtime.plan.memory import MemoryPolicy, SaveAll
 
 __all__ = ["NativeCall", "run_native"]
 
@@ -23,6 +24,7 @@ class NativeCall:
     sizes: tuple[int, int, int, int]
     seed: int | None = None
     user_rows: np.ndarray | None = None
+    memory: MemoryPolicy = SaveAll()
 
     def split(self, flat: tuple[Tensor, ...]) -> list[list[Tensor]]:
         parts, start = [], 0
@@ -45,27 +47,33 @@ class _Loop(torch.autograd.Function):
         kernel = call.kernel
         consts, rows, xs, carry = call.split(flat)
         bound = kernel.bind(call.batch, consts, rows, xs, call.seed, call.user_rows)
-        training = any(ctx.needs_input_grad)
-        ys, final, kept = kernel.forward(bound, carry, call.chunk, training)
-        if training:
-            ctx.call, ctx.kept_names = call, list(kept.buffers)
-            ctx.save_for_backward(*flat, *kept.buffers.values())
+        schedule = kernel.schedule(call.memory, call.batch) if any(ctx.needs_input_grad) else None
+        ys, final, kept = kernel.forward(bound, carry, call.chunk, schedule)
+        if schedule is not None:
+            ctx.call, ctx.schedule, ctx.kept = call, schedule, kept.without_tensors()
+            outputs = [] if schedule.runs_again else kept.ys.values()
+            ctx.save_for_backward(*flat, *outputs, *kept.tensors())
             ctx.set_materialize_grads(False)
         return (*ys, *final)
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
         call: NativeCall = ctx.call
-        flat = ctx.saved_tensors[: sum(call.sizes)]
-        kept = Kept(dict(zip(ctx.kept_names, ctx.saved_tensors[sum(call.sizes) :])))
+        flat, rest = _cut(ctx.saved_tensors, sum(call.sizes))
+        outputs, tensors = _cut(rest, 0 if ctx.schedule.runs_again else len(ctx.kept.ys))
+        kept = ctx.kept.with_tensors(dict(zip(ctx.kept.ys, outputs)), tensors)
         kernel, (consts, rows, xs, _) = call.kernel, call.split(flat)
         bound = kernel.bind(call.batch, consts, rows, xs, call.seed, call.user_rows)
-        count = len(kernel.plan.ys)
-        found = kernel.backward(bound, kept, incoming[:count], incoming[count:])
+        d_ys, d_final = _cut(incoming, len(kernel.plan.ys))
+        found = kernel.backward(bound, kept, ctx.schedule, d_ys, d_final, call.chunk)
         gradients = [*found["consts"], *found["row_consts"], *found["xs"], *found["carry"]]
         if torch.is_grad_enabled():
             gradients = [None if g is None else _NoSecondDerivative.apply(g, *flat) for g in gradients]
         return (None, *gradients)
+
+
+def _cut(items: tuple[Any, ...], place: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    return items[:place], items[place:]
 
 
 class _NoSecondDerivative(torch.autograd.Function):

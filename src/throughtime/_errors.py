@@ -4,9 +4,11 @@ __all__ = [
     "BackendError",
     "BackendWarning",
     "CaptureError",
+    "MemoryPolicyError",
     "PlanError",
     "ResetError",
     "SequenceError",
+    "SpillError",
     "StateError",
 ]
 
@@ -25,6 +27,14 @@ class ResetError(ValueError):
 
 class CaptureError(RuntimeError):
     """A cell cannot be traced into a step graph: the message says which operation and why."""
+
+
+class MemoryPolicyError(ValueError):
+    """A memory policy that cannot be followed: the message says the least that works."""
+
+
+class SpillError(OSError):
+    """The spill file cannot be made, written or read: the message says where and why."""
 
 
 class PlanError(RuntimeError):

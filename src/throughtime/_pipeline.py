@@ -29,8 +29,10 @@ from throughtime.capture import StepTrace, trace_step
 from throughtime.loop.native.kernel import Batch, NativeKernel
 from throughtime.loop.noise import draw_seed
 from throughtime.loop.portable import PortableLoop
+from throughtime.loop.portable_memory import run_portable
 from throughtime.plan.loop_plan import LoopPlan
 from throughtime.plan.make import make_plan
+from throughtime.plan.memory import MemoryPolicy, SaveAll
 
 __all__ = ["Compiled", "Refusal", "Run", "compilations", "compiled_loop", "run"]
 
@@ -47,6 +49,7 @@ class Run:
     reset_state: Nested
     backend: Backend
     chunk: int
+    memory: MemoryPolicy = SaveAll()
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def compiled_loop(request: Run) -> Compiled | Refusal:
         entries = _cache.of(cell)
         key = _signature(request)
         known = entries.get(key)
-        if isinstance(known, Compiled) and not known.trace.fits(known.trace.read_consts()):
+        if isinstance(known, Compiled) and not known.trace.fits(known.trace.read_consts(_traced_cell(request))):
             known = None
         if known is None:
             if request.reset is not None:
@@ -143,7 +146,8 @@ class ResetStep:
     def __init__(self, cell: Any) -> None:
         self.cell = cell
 
-    def __call__(self, x_and_mask: Nested, state: Nested, consts_and_start: Nested) -> Any:
+    def __call__(self, x_and_mask: Nested, state: Nested, consts_and_start: Nested = ((), ())) -> Any:
+        """A cell without state and row constants is called without the third."""
         (x, mask), (row_consts, start) = x_and_mask, consts_and_start
 
         def put_back(start: Tensor, leaf: Tensor) -> Tensor:
@@ -152,7 +156,7 @@ class ResetStep:
                 shaped = shaped.unsqueeze(-1)
             return torch.where(shaped, start, leaf)
 
-        state = map_leaves(put_back, start, state)
+        state = map_leaves(put_back, start, state) if leaves(state) else state
         return self.cell(x, state, row_consts) if leaves(row_consts) else self.cell(x, state)
 
 
@@ -182,7 +186,7 @@ def _native(request: Run, loop: Compiled) -> tuple[Nested, Nested]:
     ragged, xs, row_consts = request.ragged, request.ragged.xs, request.row_consts
     if request.reset is not None:
         xs, row_consts = (xs, request.reset), (row_consts, request.reset_state)
-    groups = [loop.trace.read_consts(), leaves(row_consts), leaves(xs), leaves(request.state)]
+    groups = [loop.trace.read_consts(_traced_cell(request)), leaves(row_consts), leaves(xs), leaves(request.state)]
     noisy = bool(loop.plan.of_kind("noise"))
     call = NativeCall(
         loop.kernel,
@@ -191,9 +195,14 @@ def _native(request: Run, loop: Compiled) -> tuple[Nested, Nested]:
         (len(groups[0]), len(groups[1]), len(groups[2]), len(groups[3])),
         draw_seed() if noisy else None,
         _user_rows(ragged) if noisy else None,
+        request.memory,
     )
     ys, final = run_native(call, [tensor for group in groups for tensor in group])
     return unflatten(loop.trace.ys_structure, ys), unflatten(flatten(request.state)[1], final)
+
+
+def _traced_cell(request: Run) -> Any:
+    return request.cell if request.reset is None else ResetStep(request.cell)
 
 
 def _threads() -> int:
@@ -223,7 +232,7 @@ def _portable(request: Run) -> tuple[Nested, Nested]:
         request.reset,
         request.reset_state,
     )
-    return loop.run(request.ragged.xs, request.state)
+    return run_portable(loop, request.memory, request.ragged.xs, request.state)
 
 
 def _step(cell: Any, x: Nested, state: Nested, row_consts: Nested) -> tuple[Nested, Nested]:

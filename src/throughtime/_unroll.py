@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from throughtime._errors import ResetError, SequenceError
+from throughtime._errors import MemoryPolicyError, ResetError, SequenceError
 from throughtime._nested import (
     Nested,
     flatten,
@@ -32,6 +32,7 @@ from throughtime._state import (
 )
 from throughtime._state import initial_state as start_of
 from throughtime._types import Backend, Cell
+from throughtime.plan.memory import Budget, MemoryPolicy, Recompute, SaveAll, Spill
 
 __all__ = ["bidirectional_dynamic_rnn", "dynamic_rnn", "static_rnn"]
 
@@ -50,7 +51,7 @@ def dynamic_rnn(
     *,
     reset: Any = None,
     reset_state: Nested = None,
-    memory: Any = None,
+    memory: MemoryPolicy | None = None,
     backend: Backend = "auto",
 ) -> tuple[Nested, Nested]:
     """Run a cell over every sequence of a batch, each to its own end.
@@ -95,12 +96,12 @@ def dynamic_rnn(
     >>> outputs.shape, bool((outputs[1, 2:] == 0).all()), state.h.shape
     (torch.Size([2, 5, 8]), True, torch.Size([2, 8]))
     """
-    _check_options(cell, parallel_iterations, swap_memory, memory, backend)
+    _check_options(cell, parallel_iterations, backend)
     ragged = read_sequence(inputs, sequence_length, time_major)
     del inputs, sequence_length
     mask = None if reset is None else read_reset(reset, ragged, time_major)
     del reset
-    options = _Options(dtype, parallel_iterations or CHUNK, backend)
+    options = _Options(dtype, parallel_iterations or CHUNK, backend, _read_memory(swap_memory, memory))
     request = _prepare(cell, ragged, initial_state, mask, reset_state, options)
     return _finish(ragged, *run(request))
 
@@ -117,7 +118,7 @@ def bidirectional_dynamic_rnn(
     swap_memory: bool = False,
     time_major: bool = False,
     *,
-    memory: Any = None,
+    memory: MemoryPolicy | None = None,
     backend: Backend = "auto",
 ) -> tuple[tuple[Nested, Nested], tuple[Nested, Nested]]:
     """Run one cell forwards and another backwards, each row reversed by its own length.
@@ -133,11 +134,11 @@ def bidirectional_dynamic_rnn(
     Source: TensorFlow 1.15, `tf.nn.bidirectional_dynamic_rnn`; Schuster and Paliwal 1997.
     """
     for cell in (cell_fw, cell_bw):
-        _check_options(cell, parallel_iterations, swap_memory, memory, backend)
+        _check_options(cell, parallel_iterations, backend)
     forwards = read_sequence(inputs, sequence_length, time_major)
     del inputs, sequence_length
     backwards = forwards.reversed()
-    options = _Options(dtype, parallel_iterations or CHUNK, backend)
+    options = _Options(dtype, parallel_iterations or CHUNK, backend, _read_memory(swap_memory, memory))
     fw = _prepare(cell_fw, forwards, initial_state_fw, None, None, options)
     bw = _prepare(cell_bw, backwards, initial_state_bw, None, None, options)
     outputs_fw, state_fw = _finish(forwards, *run(fw))
@@ -193,6 +194,7 @@ class _Options:
     dtype: torch.dtype | None
     chunk: int
     backend: Backend
+    memory: MemoryPolicy
 
 
 def _prepare(
@@ -227,6 +229,7 @@ def _prepare(
         reset_state,
         options.backend,
         options.chunk,
+        options.memory,
     )
 
 
@@ -262,7 +265,17 @@ def _stack(inputs: Sequence[Nested]) -> Nested:
     return unflatten(structure, map(torch.stack, zip(*columns)))
 
 
-def _check_options(cell: Any, parallel_iterations: int | None, swap_memory: bool, memory: Any, backend: str) -> None:
+def _read_memory(swap_memory: bool, memory: MemoryPolicy | None) -> MemoryPolicy:
+    if memory is not None and not isinstance(memory, (SaveAll, Recompute, Spill, Budget)):
+        raise MemoryPolicyError(
+            f"dynamic_rnn: memory is SaveAll(), Recompute(), Spill() or Budget(...), got {memory!r}."
+        )
+    if swap_memory and memory is not None and not isinstance(memory, Spill):
+        raise MemoryPolicyError(f"dynamic_rnn: swap_memory=True means memory=Spill(); memory={memory} says otherwise.")
+    return memory or (Spill() if swap_memory else SaveAll())
+
+
+def _check_options(cell: Any, parallel_iterations: int | None, backend: str) -> None:
     if not callable(cell):
         raise TypeError(
             f"dynamic_rnn: a cell is a callable (input, state) -> (output, next_state), got a {type(cell).__name__}."
@@ -271,5 +284,3 @@ def _check_options(cell: Any, parallel_iterations: int | None, swap_memory: bool
         raise ValueError(f"dynamic_rnn: parallel_iterations must be at least 1, got {parallel_iterations}.")
     if backend not in ("auto", "native", "portable"):
         raise ValueError(f"dynamic_rnn: backend must be 'auto', 'native' or 'portable', got {backend!r}.")
-    if swap_memory or memory is not None:
-        raise NotImplementedError("dynamic_rnn: memory policies are not there yet; leave memory and swap_memory out.")

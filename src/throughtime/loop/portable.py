@@ -12,7 +12,7 @@ from torch import Tensor
 
 from throughtime._nested import Nested, Structure, flatten, leaves_as, map_leaves, unflatten
 
-__all__ = ["PortableLoop"]
+__all__ = ["PortableLoop", "join_rows"]
 
 Step = Callable[[Nested, Nested, Nested], tuple[Nested, Nested]]
 
@@ -48,7 +48,7 @@ class PortableLoop:
                 state = _put_back(mask, reset_state, state)
             output, state = self.step(xs_by_step[t], state, row_consts)
             outputs.append(output)
-        return _join(outputs), _join([state, *reversed(finished)])
+        return join_rows(outputs), join_rows([state, *reversed(finished)])
 
     def _split(self, xs: Nested) -> list[Nested]:
         flat, structure = flatten(xs)
@@ -81,7 +81,8 @@ def _put_back(mask: Tensor, reset_state: Nested, state: Nested) -> Nested:
     return map_leaves(put_back, reset_state, state)
 
 
-def _join(parts: list[Nested]) -> Nested:
+def join_rows(parts: list[Nested]) -> Nested:
+    """Nested values of some rows each -> one of all rows."""
     if len(parts) == 1:
         return parts[0]
     structure: Structure = flatten(parts[0])[1]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -16,26 +17,44 @@ from throughtime.capture.graph import ROWS, Input, Node
 from throughtime.capture.interpret import run_node
 from throughtime.plan.loop_plan import LoopPlan, Stage
 
-__all__ = ["Gradients", "Kept", "PlanRun", "run_backward", "run_forward", "run_once"]
+__all__ = ["Gradients", "Kept", "PlanRun", "run_backward", "run_forward"]
 
 Env = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class PlanRun:
-    """What one call binds to a plan's inputs.
+    """What one call binds to a plan's inputs, and what is computed once from them.
 
-    consts: by name, those of `run_once` included.
-    rows: row consts [B, ...]. pairs: xs and noise [N, ...].
-    active: how many rows still run at each step. chunk: steps whose batched stages run together.
+    consts; rows: row consts [B, ...]; pairs: xs and noise [N, ...]: by name.
+    batch: B. active: how many rows still run at each step. chunk: steps whose batched stages run together.
     """
 
     plan: LoopPlan
     consts: Mapping[str, Tensor]
     rows: Mapping[str, Tensor]
     pairs: Mapping[str, Tensor]
+    batch: int
     active: Sequence[int]
     chunk: int
+
+    @classmethod
+    def bind(cls, plan: LoopPlan, inputs: Mapping[str, Tensor], batch: int, active: Sequence[int], chunk: int) -> Self:
+        """inputs: consts, row consts, xs and noise by name."""
+        env = {i.name: inputs[i.name] for i in plan.inputs if i.kind != "carry"}
+        for node in plan.once:
+            env[node.name] = _run(node, env, batch)
+        pairs = {i.name for kind in ("xs", "noise") for i in plan.of_kind(kind)}
+        rows = {name for name in env if name not in pairs and ROWS in plan.values[name].shape}
+        return cls(
+            plan,
+            {name: value for name, value in env.items() if name not in rows | pairs},
+            {name: env[name] for name in rows},
+            {name: env[name] for name in pairs},
+            batch,
+            active,
+            chunk,
+        )
 
     @cached_property
     def offsets(self) -> list[int]:
@@ -66,14 +85,6 @@ class Gradients:
     row_consts: list[Tensor | None]
     xs: list[Tensor | None]
     carry: list[Tensor | None]
-
-
-def run_once(plan: LoopPlan, consts: Mapping[str, Tensor]) -> Env:
-    """The consts, and what depends on them only."""
-    env = dict(consts)
-    for node in plan.once:
-        env[node.name] = _run(node, env, 0)
-    return env
 
 
 def run_forward(run: PlanRun, carry: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Kept]:
@@ -245,11 +256,7 @@ class _Gathered:
     def __init__(self, run: PlanRun) -> None:
         self.run, self.plan = run, run.plan
         self.sums: Env = {node.name: _zeros(node, 0) for node in self.plan.reductions}
-        self.rows = {
-            name: _zeros(self.plan.values[name], len(run.rows[row_const.name]))
-            for row_const, name in zip(self.plan.of_kind("row_const"), self.plan.d_row_consts)
-            if name is not None
-        }
+        self.rows: Env = {name: _zeros(self.plan.values[name], run.batch) for name in self.plan.row_sums}
         self.xs: dict[str, list[Tensor]] = {name: [] for name in self.plan.d_xs if name is not None}
 
     def add(self, walk: _Walk) -> None:
@@ -263,13 +270,13 @@ class _Gathered:
             parts.insert(0, walk.pairs(name))
 
     def gradients(self, d_carry: list[Tensor | None]) -> Gradients:
-        env = {**self.run.consts, **self.sums}
+        env = {**self.run.consts, **self.run.rows, **self.sums, **self.rows}
         for node in self.plan.after:
-            env[node.name] = _run(node, env, 0)
+            env[node.name] = _run(node, env, self.run.batch)
         xs = {name: _join(parts, self.plan.values[name]) for name, parts in self.xs.items()}
         return Gradients(
             [None if name is None else env[name] for name in self.plan.d_consts],
-            [None if name is None else self.rows[name] for name in self.plan.d_row_consts],
+            [None if name is None else env[name] for name in self.plan.d_row_consts],
             [None if name is None else xs[name] for name in self.plan.d_xs],
             d_carry,
         )

@@ -4,7 +4,6 @@ Before: carry = next; ...; other = f(carry)
 After:  scratch = next; ...; other = f(carry); carry = scratch
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,23 +11,17 @@ from torch import Tensor
 from throughtime.capture.interpret import run_node
 from throughtime.loop.native.batch import Batch, Bound, Located
 from throughtime.loop.native.emit import element_type, emit_contractions, emit_program
+from throughtime.loop.native.execute import Kept, go_back, go_forward
 from throughtime.loop.native.gemm import products_library
 from throughtime.loop.native.jit import CompiledModule, compile_module
 from throughtime.loop.native.lower import Lowered, lower
 from throughtime.loop.native.program import Program
-from throughtime.loop.native.run import Walker
-from throughtime.loop.native.sums import BLOCK, Sums, check_reductions, own_sums
+from throughtime.loop.native.sums import check_reductions, own_sums
 from throughtime.loop.native.target import Target, host_target
 from throughtime.plan.loop_plan import LoopPlan
+from throughtime.plan.memory import Costs, MemoryPolicy, Schedule, choose
 
 __all__ = ["Batch", "Bound", "Kept", "NativeKernel"]
-
-
-@dataclass
-class Kept:
-    """Buffers that the backward pass reads, by name: [N, width], and the initial states [B, width]."""
-
-    buffers: dict[str, Tensor] = field(default_factory=dict)
 
 
 class NativeKernel:
@@ -62,25 +56,38 @@ class NativeKernel:
         located = {f"xs:{k}": Located(self._as_numbers(tensor)) for k, tensor in enumerate(xs)}
         return Bound(batch, env, located, row_consts, seed, user_rows)
 
+    def schedule(self, policy: MemoryPolicy, batch: Batch) -> Schedule:
+        """The schedule of a memory policy for a batch."""
+        return choose(policy, self.costs(batch))
+
+    def costs(self, batch: Batch) -> Costs:
+        """What the plan keeps and computes for a batch."""
+        size = torch.empty(0, dtype=self.lowered.element).element_size()
+        widths = self._buffers("training")
+        outputs = sum(width for name, width in widths.items() if name.startswith("ys:"))
+        state = sum(math.prod(c.shape[1:]) for c in self.plan.of_kind("carry"))
+        products = self.lowered.training.weights.values()
+        flops = 2 * sum(k * n for k, n in products)
+        return Costs(batch.offsets, batch.active, self.residual_bytes, outputs * size, state * size, flops)
+
     def forward(
-        self, bound: Bound, carry: Sequence[Tensor], chunk: int, training: bool
+        self, bound: Bound, carry: Sequence[Tensor], chunk: int, schedule: Schedule | None
     ) -> tuple[list[Tensor], list[Tensor], Kept]:
-        """(ys [N, ...], final carry [B, ...], kept)."""
-        direction = "training" if training else "inference"
-        state = {f"carry:{i}": self._as_numbers(leaf).clone() for i, leaf in enumerate(carry)}
-        results = self._empty(direction, ("ys:", "saved:", "trace:"), bound.batch.pairs)
-        walker = Walker(self, direction, bound, state)
-        located = {name: Located(tensor) for name, tensor in results.items()}
-        for start, stop in bound.batch.windows(chunk):
-            walker.steps(start, stop, located, 0, {})
-        ys = [self._shaped(results[f"ys:{k}"], name) for k, name in enumerate(self.plan.ys)]
-        final = [state[f"carry:{i}"].view(leaf.shape).to(leaf.dtype) for i, leaf in enumerate(carry)]
-        if training:
-            results |= {f"initial:{i}": self._as_numbers(carry[i]) for i in self.plan.traced}
-        return ys, final, Kept(results if training else {})
+        """(ys [N, ...], final carry [B, ...], kept); without a schedule nothing is kept for a backward pass."""
+        state = {f"carry:{i}": self._as_numbers(leaf) for i, leaf in enumerate(carry)}
+        final, kept = go_forward(self, bound, state, schedule, chunk)
+        ys = [self._shaped(kept.ys[f"ys:{k}"], name) for k, name in enumerate(self.plan.ys)]
+        leaves = [final[f"carry:{i}"].view(leaf.shape).to(leaf.dtype) for i, leaf in enumerate(carry)]
+        return ys, leaves, kept
 
     def backward(
-        self, bound: Bound, kept: Kept, d_ys: Sequence[Tensor | None], d_final: Sequence[Tensor | None]
+        self,
+        bound: Bound,
+        kept: Kept,
+        schedule: Schedule,
+        d_ys: Sequence[Tensor | None],
+        d_final: Sequence[Tensor | None],
+        chunk: int,
     ) -> dict[str, list[Tensor | None]]:
         """Gradients by kind: "consts", "row_consts", "xs", "carry". No cotangent (None) is a cotangent of zero."""
         batch = bound.batch
@@ -88,34 +95,12 @@ class NativeKernel:
         floating = [i for i, c in enumerate(self.plan.of_kind("carry")) if c.dtype.is_floating_point]
         names = [(f"d_carry:{place}", d_final[i]) for place, i in enumerate(floating)]
         state = {name: self._cotangent(given, name, rows).clone() for name, given in names}
-        sums = self._zeros("d_row_consts:", rows)
-        d_xs = self._empty("backward", ("d_xs:",), batch.pairs)
+        sums = {name: tensor.zero_() for name, tensor in self.empty("backward", ("d_row_consts:",), rows).items()}
+        d_xs = self.empty("backward", ("d_xs:",), batch.pairs)
         named = {f"d_ys:{k}": self._cotangent(d, f"d_ys:{k}", batch.pairs) for k, d in enumerate(d_ys)}
-        located = {name: Located(t) for name, t in {**self._kept_by_name(kept), **named, **d_xs}.items()}
-        initial = {f"previous:{i}": kept.buffers[f"initial:{i}"] for i in self.plan.traced}
-        walker = Walker(self, "backward", bound, {**state, **sums})
-        totals = self._walk_back(walker, located, initial)
+        located = {name: Located(tensor) for name, tensor in {**named, **d_xs}.items()}
+        totals = go_back(self, bound, kept, schedule, located, {**state, **sums}, chunk)
         return self._gradients(bound.consts, totals, {**d_xs, **sums}, state)
-
-    def _walk_back(
-        self, walker: Walker, located: Mapping[str, Located], initial: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Block by block, last first; what contracts the pairs is summed block by block."""
-        batch = walker.bound.batch
-        sums = Sums(self, batch.threads)
-        for start, stop in reversed(batch.windows(BLOCK)):
-            local = walker.steps(start, stop, located, 0, initial)
-            sums.add_steps(start, stop, batch, {**walker.bound.xs, **located, **local})
-        return sums.totals
-
-    def _kept_by_name(self, kept: Kept) -> dict[str, Tensor]:
-        """The state before each step is the trace of the state after the one before."""
-        found = dict(kept.buffers)
-        for i in self.plan.traced:
-            following = self.plan.next_carry[i]
-            source = f"ys:{self.plan.ys.index(following)}" if following in self.plan.ys else f"trace:{i}"
-            found[f"previous:{i}"] = kept.buffers[source]
-        return found
 
     def _gradients(
         self,
@@ -162,12 +147,26 @@ class NativeKernel:
         programs = (self.program(direction), *self.lowered.staged.get(direction, ()))
         return {name: buffer.width for program in programs for name, buffer in program.buffers.items()}
 
-    def _empty(self, direction: str, prefixes: tuple[str, ...], count: int) -> dict[str, Tensor]:
+    def empty(self, direction: str, prefixes: tuple[str, ...], count: int) -> dict[str, Tensor]:
+        """Buffers of a direction with `count` entries each."""
         wanted = {name: width for name, width in self._buffers(direction).items() if name.startswith(prefixes)}
         return {name: torch.empty(count, width, dtype=self.lowered.element) for name, width in wanted.items()}
 
-    def _zeros(self, prefix: str, count: int) -> dict[str, Tensor]:
-        return {name: tensor.zero_() for name, tensor in self._empty("backward", (prefix,), count).items()}
+    @cached_property
+    def traces(self) -> dict[int, str]:
+        """For each traced carry: the buffer of its values after each step."""
+        found = {}
+        for i in self.plan.traced:
+            following = self.plan.next_carry[i]
+            found[i] = f"ys:{self.plan.ys.index(following)}" if following in self.plan.ys else f"trace:{i}"
+        return found
+
+    @cached_property
+    def residual_bytes(self) -> int:
+        """Of one pair, outputs left out."""
+        widths = self._buffers("training")
+        size = torch.empty(0, dtype=self.lowered.element).element_size()
+        return size * sum(width for name, width in widths.items() if name.startswith(("saved:", "trace:")))
 
     def _shaped(self, flat: Tensor, name: str) -> Tensor:
         return flat.view(len(flat), *self.plan.values[name].shape[1:])

@@ -10,8 +10,8 @@ from throughtime.capture.graph import ROWS, Input, Node
 from throughtime.loop.native.affine import fuse_products
 from throughtime.loop.native.assemble import Assembly, Want
 from throughtime.loop.native.program import Buffer, Immediate, Program
-from throughtime.loop.native.views import View, contiguous, feature_shape
 from throughtime.loop.native.staging import Stages, split_backward, split_forward
+from throughtime.loop.native.views import View, contiguous, feature_shape
 from throughtime.plan.loop_plan import LoopPlan
 
 __all__ = ["Lowered", "lower"]

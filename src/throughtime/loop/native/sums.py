@@ -20,14 +20,13 @@ from throughtime.loop.native.gemm import outer_scratch
 from throughtime.loop.native.lower import Reduction
 from throughtime.loop.native.threads import run_shares, share_block
 from throughtime.loop.native.views import View
+from throughtime.plan.memory import BLOCK
 
 if TYPE_CHECKING:
     from throughtime.loop.native.kernel import NativeKernel
 
-__all__ = ["BLOCK", "OwnSum", "Sums", "check_reductions", "own_sums"]
+__all__ = ["OwnSum", "Sums", "check_reductions", "own_sums"]
 
-BLOCK = 32
-"""Steps whose weight gradients are summed at once."""
 BLOCKS_PER_SUM = 16
 """Blocks that one sum runs over before it is added to the total: a sum over a million steps keeps its digits."""
 

@@ -1,0 +1,190 @@
+"""Schedule, bound call -> outputs and gradients. The forward pass and the backward pass, action by action."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from throughtime.loop.native.batch import Bound, Located
+from throughtime.loop.native.run import Walker
+from throughtime.loop.native.sums import Sums
+from throughtime.loop.spill import SpillFile
+from throughtime.plan.memory import BLOCK, Action, Schedule, Spill
+
+if TYPE_CHECKING:
+    from throughtime.loop.native.kernel import NativeKernel
+
+__all__ = ["Kept", "go_back", "go_forward"]
+
+Residuals = dict[str, Located]
+State = dict[str, Tensor]
+
+
+@dataclass
+class Kept:
+    """What the forward pass leaves: residuals of ranges of steps by first step, and the states at marks."""
+
+    ys: dict[str, Tensor]
+    residuals: dict[int, Residuals] = field(default_factory=dict)
+    marks: dict[int, State] = field(default_factory=dict)
+    spill: SpillFile | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """Everything but the outputs, for autograd to look after."""
+        found = [located.tensor for residuals in self.residuals.values() for located in residuals.values()]
+        return found + [leaf for mark in self.marks.values() for leaf in mark.values()]
+
+    def with_tensors(self, ys: dict[str, Tensor], tensors: Sequence[Tensor]) -> "Kept":
+        """The same with these tensors in place of its own."""
+        rest = iter(tensors)
+        residuals = {
+            start: {name: Located(next(rest), located.first) for name, located in residuals.items()}
+            for start, residuals in self.residuals.items()
+        }
+        marks = {t: {name: next(rest) for name in mark} for t, mark in self.marks.items()}
+        return Kept(ys, residuals, marks, self.spill)
+
+    def without_tensors(self) -> "Kept":
+        """Only the places, so that autograd alone holds the tensors."""
+        empty = torch.empty(0)
+        return self.with_tensors(dict.fromkeys(self.ys, empty), [empty] * len(self.tensors()))
+
+
+class _Pass:
+    """Steps forwards, with the state in place."""
+
+    def __init__(self, kernel: "NativeKernel", bound: Bound, state: State, kept: Kept, chunk: int) -> None:
+        self.kernel, self.bound, self.state, self.kept, self.chunk = kernel, bound, state, kept, chunk
+        self.walkers: dict[str, Walker] = {}
+
+    def walker(self, direction: str) -> Walker:
+        if direction not in self.walkers:
+            self.walkers[direction] = Walker(self.kernel, direction, self.bound, self.state)
+        return self.walkers[direction]
+
+    def mark(self, t: int) -> None:
+        rows = int(self.bound.batch.active[t])
+        self.kept.marks[t] = {name: leaf[:rows].clone() for name, leaf in self.state.items()}
+
+    def restore(self, t: int) -> None:
+        for name, leaf in self.kept.marks[t].items():
+            self.state[name][: len(leaf)] = leaf
+
+    def run(self, action: Action, ys: Residuals | None) -> None:
+        """`ys` is where outputs go; without it they go with the residuals, or nowhere."""
+        batch = self.bound.batch
+        direction = "training" if action.keep else "inference"
+        prefixes = ("saved:", "trace:") if ys is not None else ("saved:", "trace:", "ys:")
+        for start, stop in self._ranges(action):
+            count = batch.pairs_of(start, stop)
+            first = int(batch.offsets[start])
+            buffers = self.kernel.empty(direction, prefixes, count)
+            residuals = {name: Located(tensor, first) for name, tensor in buffers.items()}
+            if action.keep:
+                self.kept.residuals[start] = residuals
+            for low, high in batch.windows(self.chunk, start, stop):
+                self.walker(direction).steps(low, high, {**residuals, **(ys or {})}, 0, {})
+
+    def _ranges(self, action: Action) -> list[tuple[int, int]]:
+        """Outputs that nobody keeps need room for a chunk only."""
+        if action.keep:
+            return [(action.start, action.stop)]
+        return self.bound.batch.windows(self.chunk, action.start, action.stop)
+
+
+def go_forward(
+    kernel: "NativeKernel", bound: Bound, carry: State, schedule: Schedule | None, chunk: int
+) -> tuple[State, Kept]:
+    """The final state and what is kept; without a schedule nothing is. Outputs are in `kept.ys`."""
+    batch = bound.batch
+    kept = Kept(kernel.empty("training" if schedule else "inference", ("ys:",), batch.pairs))
+    ys = {name: Located(tensor) for name, tensor in kept.ys.items()}
+    run = _Pass(kernel, bound, {name: leaf.clone() for name, leaf in carry.items()}, kept, chunk)
+    if schedule is None:
+        for start, stop in batch.windows(chunk):
+            run.walker("inference").steps(start, stop, ys, 0, {})
+        return run.state, kept
+    kept.marks[0] = carry
+    if isinstance(schedule.policy, Spill):
+        kept.spill = SpillFile(batch.pairs * kernel.residual_bytes, schedule.policy.directory)
+    for action in schedule.forward:
+        if action.kind == "mark":
+            run.mark(action.start)
+        elif action.kind == "run":
+            run.run(action, ys)
+        else:
+            _save(kept, action)
+    return run.state, kept
+
+
+def _save(kept: Kept, action: Action) -> None:
+    assert kept.spill is not None
+    residuals = kept.residuals.pop(action.start)
+    kept.spill.write(action.start, {name: located.tensor for name, located in residuals.items()})
+
+
+def go_back(
+    kernel: "NativeKernel",
+    bound: Bound,
+    kept: Kept,
+    schedule: Schedule,
+    located: Mapping[str, Located],
+    rows: State,
+    chunk: int,
+) -> dict[str, Tensor]:
+    """Walks the schedule's backward actions; returns the totals of what contracts the pairs.
+
+    located: cotangents of outputs and gradients of inputs, [N, ...]. rows: gradients of the state, in place.
+    """
+    carry = {name: torch.empty_like(leaf) for name, leaf in kept.marks[0].items()}
+    run = _Pass(kernel, bound, carry, kept, chunk)
+    backward = _Backward(kernel, bound, kept, located, rows)
+    for place, action in enumerate(schedule.backward):
+        if action.kind == "restore":
+            run.restore(action.start)
+        elif action.kind == "mark":
+            run.mark(action.start)
+        elif action.kind == "run":
+            run.run(action, None)
+        elif action.kind == "load":
+            _load(kept, action, bound, schedule.backward[place + 1 :])
+        elif action.kind == "back":
+            backward.go(action.start, action.stop)
+        else:
+            del kept.residuals[action.start]
+    return backward.sums.totals
+
+
+def _load(kept: Kept, action: Action, bound: Bound, later: Sequence[Action]) -> None:
+    """Read a range, and begin to read the one that is next."""
+    assert kept.spill is not None
+    first = int(bound.batch.offsets[action.start])
+    tensors = kept.spill.read(action.start)
+    kept.residuals[action.start] = {name: Located(tensor, first) for name, tensor in tensors.items()}
+    following = next((a for a in later if a.kind == "load"), None)
+    if following is not None:
+        kept.spill.prefetch(following.start)
+
+
+class _Backward:
+    """Goes back over ranges of steps, last first; sums what contracts the pairs in blocks of absolute time."""
+
+    def __init__(
+        self, kernel: "NativeKernel", bound: Bound, kept: Kept, located: Mapping[str, Located], rows: State
+    ) -> None:
+        self.kernel, self.bound, self.kept, self.located = kernel, bound, kept, located
+        self.sums = Sums(kernel, bound.batch.threads)
+        self.walker = Walker(kernel, "backward", bound, rows)
+
+    def go(self, start: int, stop: int) -> None:
+        batch = self.bound.batch
+        ys = {name: Located(tensor) for name, tensor in self.kept.ys.items() if len(tensor)}
+        pairs = {**ys, **self.kept.residuals[start], **self.located}
+        pairs |= {f"previous:{i}": pairs[source] for i, source in self.kernel.traces.items()}
+        mark = self.kept.marks[start]
+        initial = {f"previous:{i}": mark[f"carry:{i}"] for i in self.kernel.traces}
+        for low, high in reversed(batch.windows(BLOCK, start, stop)):
+            local = self.walker.steps(low, high, pairs, start, initial)
+            self.sums.add_steps(low, high, batch, {**self.bound.xs, **pairs, **local})

@@ -216,10 +216,10 @@ def test_names_are_tensorflows() -> None:
 
 def test_parameters_start_where_tensorflows_do() -> None:
     bahdanau = BahdanauAttention(4, normalize=True)
-    assert float(bahdanau.attention_g) == 0.5
+    assert bahdanau.attention_g.item() == 0.5
     assert (bahdanau.attention_b == 0).all()
-    assert float(LuongAttention(4, scale=True).attention_g) == 1
-    assert float(LuongMonotonicAttention(4, score_bias_init=-2.0).attention_score_bias) == -2
+    assert LuongAttention(4, scale=True).attention_g.item() == 1
+    assert LuongMonotonicAttention(4, score_bias_init=-2.0).attention_score_bias.item() == -2
 
 
 def test_options_of_the_wrapper() -> None:

@@ -150,7 +150,7 @@ class AttentionMechanism(nn.Module):
             memory = self.row_consts(query.shape[0], query.dtype, query.device)
         score = self.score(query, memory.keys)
         if isinstance(memory.mask, Tensor):
-            score = score.masked_fill(~memory.mask, self.score_mask_value)
+            score = torch.where(memory.mask, score, self.score_mask_value)
         alignments = self.choose(score, state)
         return alignments, alignments
 

@@ -11,7 +11,9 @@ from throughtime._errors import (
     SpillError,
     StateError,
 )
+from throughtime._loss import unroll_loss
 from throughtime._module import RNN
+from throughtime._truncated import Window, truncated
 from throughtime._unroll import bidirectional_dynamic_rnn, dynamic_rnn, static_rnn
 from throughtime.cells import (
     BasicLSTMCell,
@@ -50,7 +52,10 @@ __all__ = [
     "Spill",
     "SpillError",
     "StateError",
+    "Window",
     "bidirectional_dynamic_rnn",
     "dynamic_rnn",
     "static_rnn",
+    "truncated",
+    "unroll_loss",
 ]

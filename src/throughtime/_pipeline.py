@@ -190,7 +190,7 @@ def _native(request: Run, loop: Compiled) -> tuple[Nested, Nested]:
     noisy = bool(loop.plan.of_kind("noise"))
     call = NativeCall(
         loop.kernel,
-        Batch(np.array(ragged.active, np.int64), np.array(ragged.offsets, np.int64), ragged.lengths, _threads()),
+        Batch.of(ragged.lengths, _threads()),
         request.chunk,
         (len(groups[0]), len(groups[1]), len(groups[2]), len(groups[3])),
         draw_seed() if noisy else None,

@@ -34,7 +34,16 @@ from throughtime._state import initial_state as start_of
 from throughtime._types import Backend, Cell
 from throughtime.plan.memory import Budget, MemoryPolicy, Recompute, SaveAll, Spill
 
-__all__ = ["bidirectional_dynamic_rnn", "dynamic_rnn", "static_rnn"]
+__all__ = [
+    "CHUNK",
+    "Options",
+    "bidirectional_dynamic_rnn",
+    "check_options",
+    "dynamic_rnn",
+    "prepare",
+    "read_memory",
+    "static_rnn",
+]
 
 CHUNK = 32  # TensorFlow's default of parallel_iterations
 
@@ -96,13 +105,13 @@ def dynamic_rnn(
     >>> outputs.shape, bool((outputs[1, 2:] == 0).all()), state.h.shape
     (torch.Size([2, 5, 8]), True, torch.Size([2, 8]))
     """
-    _check_options(cell, parallel_iterations, backend)
+    check_options(cell, parallel_iterations, backend)
     ragged = read_sequence(inputs, sequence_length, time_major)
     del inputs, sequence_length
     mask = None if reset is None else read_reset(reset, ragged, time_major)
     del reset
-    options = _Options(dtype, parallel_iterations or CHUNK, backend, _read_memory(swap_memory, memory))
-    request = _prepare(cell, ragged, initial_state, mask, reset_state, options)
+    options = Options(dtype, parallel_iterations or CHUNK, backend, read_memory(swap_memory, memory))
+    request = prepare(cell, ragged, initial_state, mask, reset_state, options)
     return _finish(ragged, *run(request))
 
 
@@ -134,13 +143,13 @@ def bidirectional_dynamic_rnn(
     Source: TensorFlow 1.15, `tf.nn.bidirectional_dynamic_rnn`; Schuster and Paliwal 1997.
     """
     for cell in (cell_fw, cell_bw):
-        _check_options(cell, parallel_iterations, backend)
+        check_options(cell, parallel_iterations, backend)
     forwards = read_sequence(inputs, sequence_length, time_major)
     del inputs, sequence_length
     backwards = forwards.reversed()
-    options = _Options(dtype, parallel_iterations or CHUNK, backend, _read_memory(swap_memory, memory))
-    fw = _prepare(cell_fw, forwards, initial_state_fw, None, None, options)
-    bw = _prepare(cell_bw, backwards, initial_state_bw, None, None, options)
+    options = Options(dtype, parallel_iterations or CHUNK, backend, read_memory(swap_memory, memory))
+    fw = prepare(cell_fw, forwards, initial_state_fw, None, None, options)
+    bw = prepare(cell_bw, backwards, initial_state_bw, None, None, options)
     outputs_fw, state_fw = _finish(forwards, *run(fw))
     outputs_bw, state_bw = _finish(backwards, *run(bw))
     return (outputs_fw, outputs_bw), (state_fw, state_bw)
@@ -190,20 +199,20 @@ def static_rnn(
 
 
 @dataclass(frozen=True)
-class _Options:
+class Options:
     dtype: torch.dtype | None
     chunk: int
     backend: Backend
     memory: MemoryPolicy
 
 
-def _prepare(
+def prepare(
     cell: Any,
     ragged: Ragged,
     initial_state: Nested,
     reset: Tensor | None,
     reset_state: Nested,
-    options: _Options,
+    options: Options,
 ) -> Run:
     rows, dtype, device = ragged.batch_size, options.dtype or _dtype_of(ragged.xs, cell), ragged.device
     own = None
@@ -265,7 +274,7 @@ def _stack(inputs: Sequence[Nested]) -> Nested:
     return unflatten(structure, map(torch.stack, zip(*columns)))
 
 
-def _read_memory(swap_memory: bool, memory: MemoryPolicy | None) -> MemoryPolicy:
+def read_memory(swap_memory: bool, memory: MemoryPolicy | None) -> MemoryPolicy:
     if memory is not None and not isinstance(memory, (SaveAll, Recompute, Spill, Budget)):
         raise MemoryPolicyError(
             f"dynamic_rnn: memory is SaveAll(), Recompute(), Spill() or Budget(...), got {memory!r}."
@@ -275,7 +284,7 @@ def _read_memory(swap_memory: bool, memory: MemoryPolicy | None) -> MemoryPolicy
     return memory or (Spill() if swap_memory else SaveAll())
 
 
-def _check_options(cell: Any, parallel_iterations: int | None, backend: str) -> None:
+def check_options(cell: Any, parallel_iterations: int | None, backend: str) -> None:
     if not callable(cell):
         raise TypeError(
             f"dynamic_rnn: a cell is a callable (input, state) -> (output, next_state), got a {type(cell).__name__}."

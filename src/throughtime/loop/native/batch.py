@@ -22,6 +22,20 @@ class Batch:
     lengths: np.ndarray
     threads: int
 
+    @classmethod
+    def of(cls, lengths: np.ndarray, threads: int) -> "Batch":
+        """Lengths, longest first. Arrays over steps are the only ones that grow with them; no copy of them is made."""
+        steps, rows = (int(lengths[0]), len(lengths)) if len(lengths) else (0, 0)
+        offsets = np.empty(steps + 1, np.int64)
+        if rows and lengths[-1] == steps:
+            active = np.full(steps, rows, np.int64)
+            np.multiply(np.arange(steps + 1), rows, out=offsets)
+        else:
+            active = rows - np.cumsum(np.bincount(lengths, minlength=steps + 1))[:steps]
+            offsets[0] = 0
+            np.cumsum(active, out=offsets[1:])
+        return cls(active, offsets, lengths, threads)
+
     @property
     def steps(self) -> int:
         return len(self.active)

@@ -49,8 +49,7 @@ class Attributes:
         elif isinstance(value, FunctionType):
             for name, cell in zip(value.__code__.co_freevars, value.__closure__ or ()):
                 self._holders.append(_Holder(f"{path}.<closure>.{name}", cell, _contents(cell)))
-        elif hasattr(value, "__dict__") and not isinstance(value, (type, Tensor)):
-            own = vars(value)
+        elif isinstance(own := getattr(value, "__dict__", None), dict) and not isinstance(value, (type, Tensor)):
             parts = ("_parameters", "_buffers", "_modules") if isinstance(value, nn.Module) else ()
             for target in (own, *(own[part] for part in parts)):
                 self._holders.append(_Holder(path, target, dict(target)))

@@ -57,11 +57,20 @@ def _attention(*args: Any, **kwargs: Any) -> Tensor:
     return aten._scaled_dot_product_attention_math.default(*args, **kwargs)[0]
 
 
+def _bilinear(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y[o] = sum over i, j of x[i] weight[o, i, j] z[j]"""
+    outputs, i, j = weight.shape
+    partly = (x @ weight.permute(1, 0, 2).reshape(i, outputs * j)).unflatten(-1, (outputs, j))
+    y = (partly * z.unsqueeze(-2)).sum(-1)
+    return y if bias is None else y + bias
+
+
 IN_PYTHON: dict[Any, Callable[..., Any]] = {
     torch.lstm_cell: _lstm_cell,
     torch.gru_cell: _gru_cell,
     torch.rnn_tanh_cell: _rnn_tanh_cell,
     torch.rnn_relu_cell: _rnn_relu_cell,
+    torch.bilinear: _bilinear,
     torch.dropout: _torch_dropout,
     F.dropout: _dropout,
     F.scaled_dot_product_attention: _attention,

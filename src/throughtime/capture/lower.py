@@ -1,6 +1,5 @@
 """Tape -> nodes. Each operator by its rule; an operator that mixes rows, or has no rule for them, is refused."""
 
-import linecache
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +10,10 @@ from throughtime._nested import leaves, map_leaves
 from throughtime.capture.rows import MixedRows
 from throughtime.capture.rules import RULES
 from throughtime.capture.rules.indexing import kept
-from throughtime.capture.tape import Call
+from throughtime.capture.tape import Call, shown_line
 from throughtime.capture.values import Value, Values
 
-__all__ = ["lower", "shown_line"]
+__all__ = ["lower"]
 
 RANDOM = ("poisson", "multinomial", "randperm", "binomial", "geometric", "cauchy", "log_normal", "_standard_gamma")
 
@@ -76,12 +75,3 @@ def _without_rule(values: Values, call: Call, *args: Any, **kwargs: Any) -> Any:
     if any(values.rows_in(r) for r in call.made()):
         raise MixedRows("it makes rows out of what all rows share, and there is no rule for it")
     return kept(values, call, args, kwargs, None)
-
-
-def shown_line(line: str) -> str:
-    """The user's own line of code, where known."""
-    if not line:
-        return ""
-    file, _, number = line.rpartition(":")
-    code = linecache.getline(file, int(number)).strip()
-    return f"\n  {line}: {code if len(code) <= 120 else code[:117] + '...'}"

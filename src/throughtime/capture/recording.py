@@ -61,6 +61,7 @@ class Recording:
     """By the name of the input."""
     ys_structure: Structure
     state_structure: Structure
+    dropped: tuple[str, ...]
 
 
 def rehearse(call: StepCall, rows: int, routes: Mapping[int, Route]) -> None:
@@ -91,6 +92,7 @@ def record(call: StepCall, rows: int, routes: Mapping[int, Route], kept: Sequenc
         gradients,
         ys_structure,
         state_structure,
+        tuple(sorted({path for _, path in kept})),
     )
 
 

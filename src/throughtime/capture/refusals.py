@@ -1,5 +1,6 @@
 """What goes wrong while a step is traced -> a CaptureError that says where and why."""
 
+import logging
 import re
 import traceback
 from collections.abc import Iterator
@@ -12,8 +13,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from throughtime._errors import CaptureError, StateError
-from throughtime.capture.lower import shown_line
-from throughtime.capture.tape import is_framework
+from throughtime.capture.tape import is_framework, shown_line
 
 __all__ = ["retold"]
 
@@ -22,7 +22,8 @@ __all__ = ["retold"]
 def retold(rows: tuple[int, ...]) -> Iterator[None]:
     """Around a trace; `rows` are the batch sizes that stand for any."""
     try:
-        yield
+        with _without_log():
+            yield
     except StateError as error:
         raise StateError(_without_numbers(str(error), rows)) from error
     except CaptureError as error:
@@ -31,6 +32,18 @@ def retold(rows: tuple[int, ...]) -> Iterator[None]:
     except Exception as error:
         said = _without_numbers(_reason(error), rows)
         raise CaptureError(said + shown_line(_line_of(error))) from error
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """PyTorch logs what goes wrong with fake tensors, with a traceback of its own, before it raises it."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.disabled
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _reason(error: Exception) -> str:
@@ -46,6 +59,8 @@ def _reason(error: Exception) -> str:
         )
     if isinstance(error, UnsupportedOperatorException):
         return f"the step uses {error.func}, which PyTorch cannot run without real numbers."
+    if "TorchScript" in str(error):
+        return "the step runs TorchScript, which cannot be traced. Pass the Python module that it was scripted from."
     if "leaf Variable that requires grad" in str(error):
         return f"the step writes in place on a trainable tensor that it closes over: {error}"
     said = f"the step raised {type(error).__name__} while it was traced: {error}"

@@ -14,7 +14,7 @@ import torch
 
 from throughtime._errors import CaptureError
 
-__all__ = ["RowCount", "mark_rows", "plain_sizes", "rows_are"]
+__all__ = ["RowCount", "is_row_count", "mark_rows", "plain_sizes", "rows_are"]
 
 _trace = threading.local()
 
@@ -49,6 +49,10 @@ def plain_sizes(value: Any) -> Any:
 
 def _rows() -> int | None:
     return getattr(_trace, "rows", None)
+
+
+def is_row_count(n: int) -> bool:
+    return _mark(n) is not n
 
 
 def _mark(n: int) -> int:

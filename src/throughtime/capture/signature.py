@@ -10,11 +10,13 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from throughtime._nested import Nested, leaves
 from throughtime.capture.reach import is_closed, names_in
+from throughtime.capture.rules.making import LARGEST_TABLE
 
 __all__ = ["signature"]
 
@@ -67,6 +69,8 @@ class _Walk:
             self.words.append((value.shape, value.dtype, value.requires_grad))
         elif isinstance(value, _CALLABLE):
             self.words.append(value)
+        elif isinstance(value, (np.ndarray, np.generic)):
+            self.words.append(_numbers(value))
         elif id(value) in self._seen:
             self.words.append("again")
         else:
@@ -161,9 +165,14 @@ def _may_matter(value: Any) -> bool:
     """Tables of functions and names say nothing that the attributes which chose among them do not say."""
     if isinstance(value, (dict, list, tuple, set, frozenset)):
         return any(map(_may_matter, value.values() if isinstance(value, dict) else value))
-    if isinstance(value, (int, float, complex, bool, Tensor, nn.Module)):
+    if isinstance(value, (int, float, complex, bool, Tensor, nn.Module, np.ndarray, np.generic)):
         return True
     return not isinstance(value, (types.FunctionType, types.ModuleType, *_CALLABLE)) and not is_closed(type(value))
+
+
+def _numbers(array: Any) -> Hashable:
+    """A step may make a table of them; one of more numbers than a table may have is known by its identity."""
+    return (array.shape, array.dtype.str, array.tobytes() if array.size <= LARGEST_TABLE else id(array))
 
 
 def _key_word(key: Any) -> Hashable:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
@@ -18,11 +19,12 @@ from torch.overrides import TorchFunctionMode
 from throughtime._errors import CaptureError
 from throughtime._nested import map_leaves
 from throughtime.capture.formulas import IN_PYTHON
-from throughtime.capture.rowcount import mark_rows, plain_sizes
+from throughtime.capture.rowcount import is_row_count, mark_rows, plain_sizes
 
 __all__ = ["StandIns"]
 
-_SIZES: set[Any] = {Tensor.size, Tensor.numel, Tensor.nelement}
+MOST_CALLS = 10_000
+_SIZES: set[Any] = {Tensor.size, Tensor.numel, Tensor.nelement, torch.numel}
 _KEEP_IDENTITY = {Tensor.is_leaf, Tensor.requires_grad, Tensor.grad, Tensor.dtype, Tensor.device, Tensor.shape}
 _active = threading.local()
 
@@ -35,18 +37,18 @@ class StandIns(TorchFunctionMode):
         self._make = make
         self._check = check
         self._stand_ins: dict[int, tuple[Tensor, Tensor]] = {}
-
-    @property
-    def found(self) -> list[tuple[Tensor, Tensor]]:
-        """(the real tensor, what stands for it), in the order of their first use."""
-        return list(self._stand_ins.values())
+        self._calls = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") == "__get__":
             return self._attribute(func, *args)
         args, kwargs = map_leaves(self.replace, (args, kwargs or {}))
+        if getattr(func, "__name__", "") == "__set__":
+            self._refuse_assignment(func, args[0])
+        if func is Tensor.__getitem__:
+            _refuse_single_row(*args)
         result = (IN_PYTHON.get(func) or func)(*args, **kwargs)
-        self._refuse_writes()
+        self._refuse_long_steps(result)
         return mark_rows(result) if func in _SIZES else result
 
     def _attribute(self, getter: Any, tensor: Tensor, *owner: Any) -> Any:
@@ -60,7 +62,7 @@ class StandIns(TorchFunctionMode):
     def replace(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return plain_sizes(value)
-        if isinstance(value, FakeTensor):
+        if isinstance(value, FakeTensor) or is_functorch_wrapped_tensor(value):
             if self._check is not None:
                 self._check(value)
             return value
@@ -71,10 +73,21 @@ class StandIns(TorchFunctionMode):
             _refuse_unseen_by_function()
         return known[1]
 
-    def _refuse_writes(self) -> None:
-        for real, stand_in in self._stand_ins.values():
-            if stand_in._version:
-                raise WrittenTo(real)
+    def _refuse_long_steps(self, result: Any) -> None:
+        """Before the loop over a million rows is run."""
+        self._calls += len(result) if isinstance(result, (tuple, list)) else 1
+        if self._calls > MOST_CALLS:
+            raise CaptureError(
+                f"one step makes more than {MOST_CALLS} tensors; if it loops over the rows of the batch, or over time, "
+                "write it for all rows at once and one time step."
+            )
+
+    def _refuse_assignment(self, setter: Any, tensor: Tensor) -> None:
+        if any(tensor is stand_in for _, stand_in in self._stand_ins.values()):
+            raise CaptureError(
+                f"the step assigns .{setter.__self__.__name__} of a tensor that it closes over, but a step is a "
+                "function of its input and state. Make it part of the state."
+            )
 
     def __enter__(self) -> Any:
         self._outer = getattr(_active, "mode", None)
@@ -88,12 +101,13 @@ class StandIns(TorchFunctionMode):
         return super().__exit__(*error)
 
 
-class WrittenTo(Exception):
-    """The step writes in place on a tensor that it closes over."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        super().__init__()
-        self.tensor = tensor
+def _refuse_single_row(x: Tensor, index: Any) -> None:
+    first = index[0] if isinstance(index, tuple) and index else index
+    if x.dim() and isinstance(first, int) and not isinstance(first, bool) and is_row_count(x.shape[0]):
+        raise CaptureError(
+            f"the step takes row {first} out of the batch, but a row must not depend on its place among the others. "
+            "Write it for all rows at once."
+        )
 
 
 _plain_apply = Function.__dict__["apply"]

@@ -4,6 +4,7 @@ The tensors are fake: they have a shape and no data. Operators that write in pla
 second time under `torch.func.functionalize`; most cells have none.
 """
 
+import linecache
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,15 +17,14 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functionalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from throughtime._errors import CaptureError
 from throughtime._nested import leaves, map_leaves
 from throughtime.capture.formulas import FORMULAS
 
-__all__ = ["Call", "Tape", "functional", "is_framework", "user_line"]
+__all__ = ["Call", "Tape", "functional", "is_framework", "shown_line", "user_line"]
 
-LONGEST = 20_000
 _LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
 _NO_TENSORS = ("prim::device", "aten::sym_size", "aten::sym_stride", "aten::sym_numel", "aten::is_same_size")
+_PACKAGE = os.path.dirname(os.path.dirname(__file__))
 _CALLER_OF_THE_CELL = os.path.join(os.path.dirname(__file__), "recording.py")
 _FRAMEWORK = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
 
@@ -46,6 +46,15 @@ class Call:
 
     def read(self) -> list[Tensor]:
         return [a for a in leaves((self.args, self.kwargs)) if isinstance(a, Tensor)]
+
+    def written(self) -> list[Tensor]:
+        """Those that it writes on in place."""
+        if not self.operator._schema.is_mutable:
+            return []
+        names = [a.name for a in self.operator._schema.arguments]
+        written = {a.name for a in self.operator._schema.arguments if a.alias_info and a.alias_info.is_write}
+        by_name = {**dict(zip(names, self.args)), **self.kwargs}
+        return [t for name in by_name if name in written for t in leaves(by_name[name]) if isinstance(t, Tensor)]
 
     def made(self) -> list[Tensor]:
         return [r for r in leaves(self.result) if isinstance(r, Tensor)]
@@ -72,7 +81,7 @@ class Tape(TorchDispatchMode):
             return result
         result = func(*args, **kwargs)
         line = user_line() if self.line is None else self.line
-        self._record(Call(func, args, kwargs, result, line))
+        self.calls.append(Call(func, args, kwargs, result, line))
         return result
 
     def _lifted(self, arguments: Any) -> Any:
@@ -85,14 +94,6 @@ class Tape(TorchDispatchMode):
 
         with self:
             return map_leaves(lift, arguments)
-
-    def _record(self, call: Call) -> None:
-        if len(self.calls) >= LONGEST:
-            raise CaptureError(
-                f"one step runs more than {LONGEST} operators; if it loops over the rows of the batch, or over time, "
-                f"write it for all rows at once and one time step."
-            )
-        self.calls.append(call)
 
 
 def functional(calls: Sequence[Call], inputs: list[Tensor], outputs: list[Tensor]) -> tuple[list[Call], list[Tensor]]:
@@ -127,7 +128,8 @@ def _replay(
 
 
 def is_framework(file: str) -> bool:
-    return file.startswith(_FRAMEWORK)
+    """PyTorch, or ours: but not our cells."""
+    return file.startswith(_FRAMEWORK) or os.path.dirname(file) == _PACKAGE
 
 
 def user_line() -> str:
@@ -138,3 +140,12 @@ def user_line() -> str:
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
+
+
+def shown_line(line: str) -> str:
+    """The user's own line of code, where known."""
+    if not line:
+        return ""
+    file, _, number = line.rpartition(":")
+    code = linecache.getline(file, int(number)).strip()
+    return f"\n  {line}: {code if len(code) <= 120 else code[:117] + '...'}"

@@ -45,6 +45,8 @@ class StepTrace:
     """In the order of the graph's consts."""
     ys_structure: Structure
     state_structure: Structure
+    dropped: tuple[str, ...] = ()
+    """Paths of attributes that the step writes and never reads: a run leaves them as they were."""
 
     def read_consts(self, cell: Any) -> list[Tensor]:
         """The tensors that are there now; `cell` is the one that was traced, which the trace does not hold."""
@@ -138,6 +140,7 @@ def _lowered(recording: Recording, cell: Any, product_dtype: torch.dtype | None)
         recording.consts,
         recording.ys_structure,
         recording.state_structure,
+        recording.dropped,
     )
 
 

@@ -280,4 +280,5 @@ def test_scalars_are_refused() -> None:
 
 def test_every_function_has_a_bound() -> None:
     assert ULP_BOUNDS.keys() == FUNCTIONS.keys() == ARGUMENTS.keys()
+    assert max(map(max, ULP_BOUNDS.values())) <= 2
     assert CALLED.keys() < FUNCTIONS.keys()

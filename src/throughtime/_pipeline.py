@@ -29,6 +29,7 @@ from throughtime.capture import StepTrace, trace_step
 from throughtime.loop.native.kernel import Batch, NativeKernel
 from throughtime.loop.noise import draw_seed
 from throughtime.loop.portable import PortableLoop
+from throughtime.loop.portable_noise import CounterNoise
 from throughtime.loop.portable_memory import run_portable
 from throughtime.plan.loop_plan import LoopPlan
 from throughtime.plan.make import make_plan
@@ -231,6 +232,7 @@ def _portable(request: Run) -> tuple[Nested, Nested]:
         request.row_consts,
         request.reset,
         request.reset_state,
+        CounterNoise(torch.from_numpy(_user_rows(request.ragged)).to(request.ragged.device)),
     )
     return run_portable(loop, request.memory, request.ragged.xs, request.state)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from throughtime._nested import Nested, Structure, flatten, leaves_as, map_leaves, unflatten
+from throughtime.loop.portable_noise import CounterNoise
 
 __all__ = ["PortableLoop", "join_rows"]
 
@@ -23,6 +24,7 @@ class PortableLoop:
 
     active: the number of rows that still run at each step, never growing.
     reset: bool [N] or None; where true, the row's state is `reset_state` before the step.
+    noise: stands in for PyTorch's random operators. first_step: the number of this loop's first step.
     """
 
     step: Step
@@ -30,6 +32,8 @@ class PortableLoop:
     row_consts: Nested
     reset: Tensor | None = None
     reset_state: Nested = None
+    noise: CounterNoise | None = None
+    first_step: int = 0
 
     def run(self, xs: Nested, state: Nested) -> tuple[Nested, Nested]:
         """xs [N, ...] and the initial state [B, ...], longest row first -> (ys [N, ...], final state [B, ...])."""
@@ -46,9 +50,17 @@ class PortableLoop:
                 running = rows
             if (mask := resets[t]) is not None:
                 state = _put_back(mask, reset_state, state)
-            output, state = self.step(xs_by_step[t], state, row_consts)
+            output, state = self._step(t, rows, xs_by_step[t], state, row_consts)
             outputs.append(output)
         return join_rows(outputs), join_rows([state, *reversed(finished)])
+
+    def _step(self, t: int, rows: int, x: Nested, state: Nested, row_consts: Nested) -> tuple[Nested, Nested]:
+        """One step. A cell that asks for no noise at its first step has none to replace, and pays for no mode."""
+        noise, step = self.noise, self.first_step + t
+        if noise is None or (noise.seed is None and step > 0):
+            return self.step(x, state, row_consts)
+        with noise.at(step, rows):
+            return self.step(x, state, row_consts)
 
     def _split(self, xs: Nested) -> list[Nested]:
         flat, structure = flatten(xs)

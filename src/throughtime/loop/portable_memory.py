@@ -50,6 +50,7 @@ def _run_in_segments(loop: PortableLoop, xs: Nested, state: Nested, every: int) 
             row_consts=_cut(loop.row_consts, slice(rows)),
             reset=_cut(loop.reset, pairs),
             reset_state=_cut(loop.reset_state, slice(rows)),
+            first_step=start,
         )
         ys, state = checkpoint(segment.run, _cut(xs, pairs), _cut(state, slice(rows)), use_reentrant=False)
         outputs.append(ys)

@@ -285,7 +285,7 @@ class _Gathered:
 def _run(node: Node, env: Mapping[str, Tensor], rows: int) -> Tensor:
     if node.op == "outer":
         a, b = (env[operand].to(node.dtype) for operand in node.operands)
-        return a.transpose(0, 1) @ b
+        return a.flatten(0, -2).transpose(0, 1) @ b.flatten(0, -2)
     return run_node(node, env, rows)
 
 

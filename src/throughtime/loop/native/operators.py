@@ -220,4 +220,6 @@ ELEMENTWISE: dict[str, Instruction] = {
     "to_dtype": _to_dtype,
     "trunc": _inline("trunc"),
     "where": _where,
+    # A reduction over axes of size 1.
+    **dict.fromkeys(REDUCTIONS, _copy),
 }

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from throughtime.capture.graph import Input
 from throughtime.loop.native.batch import Bound, Located
 from throughtime.loop.native.emit import PAIRS_AT_ONCE, arguments_of
 from throughtime.loop.native.gemm import packed_size
@@ -96,7 +97,12 @@ class Walker:
             draw = normal if noise.distribution == "normal" else uniform
             buffer = local[f"noise:{k}"].tensor
             places = (torch.from_numpy(rows), torch.from_numpy(steps))
-            buffer[: len(steps)] = draw(bound.seed, k, *places, buffer.shape[1], buffer.dtype)
+            buffer[: len(steps)] = draw(bound.seed, _operator(noise), *places, buffer.shape[1], buffer.dtype)
+
+
+def _operator(noise: Input) -> int:
+    """The place of a random operator among those of the step: "noise_1" is the first."""
+    return int(noise.name.rsplit("_", 1)[1]) - 1
 
 
 class _Run:

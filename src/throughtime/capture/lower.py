@@ -52,7 +52,7 @@ def _lower_call(call: Call, values: Values, known: dict[int, Value]) -> None:
     try:
         made = apply(values, call, *args, **kwargs)
     except MixedRows as reason:
-        raise CaptureError(f"{call.name}: {reason}.{shown_line(call.line)}") from None
+        raise CaptureError(f"{call.name} cannot run row by row: {reason}.{shown_line(call.line)}") from None
     results = [made] if isinstance(made, Value) else made
     for tensor, value in zip(leaves(call.result), results, strict=True):
         if isinstance(tensor, Tensor) and value is not None:

@@ -25,13 +25,15 @@ def retold(rows: tuple[int, ...]) -> Iterator[None]:
         with _without_log():
             yield
     except StateError as error:
-        raise StateError(_without_numbers(str(error), rows)) from error
+        error.args = (_without_numbers(str(error), rows),)
+        raise
     except CaptureError as error:
         shown = "" if "\n  " in str(error) else shown_line(_line_of(error))
-        raise CaptureError(_without_numbers(str(error), rows) + shown) from error
+        error.args = (_without_numbers(str(error), rows) + shown,)
+        raise
     except Exception as error:
         said = _without_numbers(_reason(error), rows)
-        raise CaptureError(said + shown_line(_line_of(error))) from error
+        raise CaptureError(f"the step cannot be traced: {said}{shown_line(_line_of(error))}") from error
 
 
 @contextmanager
@@ -49,21 +51,21 @@ def _without_log() -> Iterator[None]:
 def _reason(error: Exception) -> str:
     if isinstance(error, DataDependentOutputException):
         return (
-            f"the step reads a number out of a tensor ({error.func}), to branch on it or to compute in Python, but "
-            "it is traced once for all numbers. Use torch.where, or keep the number a tensor."
+            f"it reads a number out of a tensor ({error.func}), to branch on it or to compute in Python, but it is "
+            "traced once for all numbers. Use torch.where, or keep the number a tensor."
         )
     if isinstance(error, DynamicOutputShapeException):
         return (
-            f"the step makes a tensor whose size depends on numbers ({error.func}); every row and step must have the "
+            f"it makes a tensor whose size depends on numbers ({error.func}); every row and step must have the "
             "same sizes. Use torch.where or a mask."
         )
     if isinstance(error, UnsupportedOperatorException):
-        return f"the step uses {error.func}, which PyTorch cannot run without real numbers."
+        return f"it uses {error.func}, which PyTorch cannot run without real numbers."
     if "TorchScript" in str(error):
-        return "the step runs TorchScript, which cannot be traced. Pass the Python module that it was scripted from."
+        return "it runs TorchScript. Pass the Python module that it was scripted from."
     if "leaf Variable that requires grad" in str(error):
-        return f"the step writes in place on a trainable tensor that it closes over: {error}"
-    said = f"the step raised {type(error).__name__} while it was traced: {error}"
+        return f"it writes in place on a trainable tensor that it closes over: {error}"
+    said = f"it raised {type(error).__name__}: {error}"
     if "size" in str(error) or "shape" in str(error):
         said += (
             " (B is the batch size, which is unknown while tracing. A tensor with one entry per row must be part of "

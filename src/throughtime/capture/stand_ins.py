@@ -68,7 +68,8 @@ class StandIns(TorchFunctionMode):
             return value
         known = self._stand_ins.get(id(value))
         if known is None:
-            known = self._stand_ins[id(value)] = (value, self._make(value))
+            with torch._C.DisableTorchFunction():
+                known = self._stand_ins[id(value)] = (value, self._make(value))
         if value.requires_grad and not torch.is_grad_enabled():
             _refuse_unseen_by_function()
         return known[1]

@@ -204,6 +204,31 @@ def _diagonal(v: Values, call: Call, x: Value, offset: int = 0, dim1: int = 0, d
     return v.emit("diagonal", (x.ref,), call.result.shape, place, x.dtype, offset=offset, dim1=axes[0], dim2=axes[1])
 
 
+@rule("diagonal_scatter")
+def _diagonal_scatter(
+    v: Values, call: Call, x: Value, new: Value, offset: int = 0, dim1: int = 0, dim2: int = 1
+) -> Value:
+    """Before: x with `new` on a diagonal
+    After:  where(on the diagonal, new spread over the longer axis, x)
+    """
+    last = [d for d in range(len(x.sizes)) if d not in (dim1 % len(x.sizes), dim2 % len(x.sizes))]
+    order = [*last, dim1 % len(x.sizes), dim2 % len(x.sizes)]
+    turned = v.permute(x, order)
+    height, width = turned.sizes[-2:]
+    for d in (-2, -1):
+        v.feature_axis(turned, d, "writes on the diagonal of the rows")
+    mask = constant(v, torch.ones(height, width, dtype=torch.bool).tril(offset).triu(offset))
+    row = v.padded(new, len(last), width, max(offset, 0)) if offset >= 0 else None
+    spread = v.view(row, (*row.sizes[:-1], 1, width)) if row is not None else _as_column(v, new, height, -offset)
+    placed = v.pointwise("where", mask, spread, turned, dtype=x.dtype)
+    return v.permute(placed, [order.index(d) for d in range(len(order))])
+
+
+def _as_column(v: Values, new: Value, height: int, start: int) -> Value:
+    column = v.padded(new, len(new.sizes) - 1, height, start)
+    return v.view(column, (*column.sizes, 1))
+
+
 @rule("tril", "triu")
 def _triangle(v: Values, call: Call, x: Value, diagonal: int = 0) -> Value:
     for d in (-2, -1):

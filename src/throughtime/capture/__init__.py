@@ -1,7 +1,8 @@
 """cell -> StepGraph -> StepPair. The only folder that knows how PyTorch is traced."""
 
 from throughtime.capture.graph import ROWS, Input, InputKind, Node, Ref, Shape, StepGraph, StepPair
-from throughtime.capture.signature import signature
+from throughtime.capture.mentions import Mentions, find_mentions
+from throughtime.capture.signature import has_hooks, signature
 from throughtime.capture.trace import Const, StepTrace, trace_step
 
 __all__ = [
@@ -9,12 +10,15 @@ __all__ = [
     "Const",
     "Input",
     "InputKind",
+    "Mentions",
     "Node",
     "Ref",
     "Shape",
     "StepGraph",
     "StepPair",
     "StepTrace",
+    "find_mentions",
+    "has_hooks",
     "signature",
     "trace_step",
 ]

@@ -11,15 +11,26 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Route", "is_closed", "names_in", "reachable", "tensors"]
+__all__ = [
+    "LONGEST_CONTAINER",
+    "MOST_OBJECTS",
+    "PLAIN",
+    "Route",
+    "is_closed",
+    "names_in",
+    "own_attributes",
+    "reachable",
+    "tensors",
+]
 
 MOST_OBJECTS, LONGEST_CONTAINER = 20_000, 10_000
 _CLOSED_TO_US = ("torch", "numpy", "builtins", "typing", "collections", "functools", "threading", "logging", "re")
-_PLAIN = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, types.BuiltinFunctionType)
+PLAIN = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, types.BuiltinFunctionType)
 
 
 CELL = object()
@@ -61,7 +72,7 @@ def reachable(cell: Any) -> Iterator[tuple[Route, Any]]:
     alive: list[Any] = []
     while queue and len(seen) < MOST_OBJECTS:
         route, value = queue.popleft()
-        if id(value) in seen or isinstance(value, _PLAIN):
+        if id(value) in seen or isinstance(value, PLAIN):
             continue
         seen.add(id(value))
         alive.append(value)  # an id is that of another object once this one is gone
@@ -93,14 +104,32 @@ def _children(route: Route, value: Any) -> Iterator[tuple[Route, Any]]:
 def _of_object(route: Route, value: Any) -> Iterator[tuple[Route, Any]]:
     if isinstance(value, (type, types.ModuleType)) or (is_closed(type(value)) and not isinstance(value, nn.Module)):
         return
-    own = vars(value) if hasattr(value, "__dict__") else {}
     for part in ("_parameters", "_buffers", "_modules") if isinstance(value, nn.Module) else ():
-        for name, child in list(own[part].items()):
+        for name, child in list(value.__dict__[part].items()):
             yield _member(route, name, part), child
-    for name, child in list(own.items()):
+    for name, child in list(own_attributes(value).items()):
         if name not in nn.Module.__dict__ and not _is_bookkeeping(value, name):
             yield route.to(getattr, name, f".{name}"), child
     yield from _of_class(route, value)
+
+
+def own_attributes(value: Any) -> dict[str, Any]:
+    """What the object itself holds, in its `__dict__` or in slots."""
+    own = getattr(value, "__dict__", None)
+    own = own if isinstance(own, dict) else {}
+    slots = _slots_of(type(value))
+    return {**own, **{name: getattr(value, name) for name in slots if hasattr(value, name)}} if slots else own
+
+
+_slots: WeakKeyDictionary[type, tuple[str, ...]] = WeakKeyDictionary()
+
+
+def _slots_of(kind: type) -> tuple[str, ...]:
+    if kind not in _slots:
+        declared = (vars(parent).get("__slots__", ()) for parent in kind.__mro__ if not is_closed(parent))
+        names = (name for slots in declared for name in ((slots,) if isinstance(slots, str) else slots))
+        _slots[kind] = tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+    return _slots[kind]
 
 
 def _member(route: Route, name: str, part: str) -> Route:

@@ -1,82 +1,105 @@
 """A cell and what it is called with -> a key: calls with equal keys may use one trace. Computed at every call.
 
 What a trace depends on besides the numbers in tensors: training flags; the Python numbers, strings and functions that
-the cell can reach; shape, dtype and `requires_grad` of its tensors; the kind of its inputs and state; autocast.
+the cell can reach and its code names; shape, dtype, device and `requires_grad` of its tensors, and which of them are
+one; the kind of its inputs and state; autocast; hooks.
 """
 
 import types
 from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from throughtime._nested import Nested, leaves
-from throughtime.capture.reach import is_closed, names_in
+from throughtime.capture.mentions import Mentions
+from throughtime.capture.reach import is_closed, names_in, own_attributes
 from throughtime.capture.rules.making import LARGEST_TABLE
 
-__all__ = ["signature"]
+__all__ = ["has_hooks", "signature"]
 
-_SCALARS = frozenset((int, float, bool, str, complex, bytes, type(None), torch.dtype, torch.device))
+_PLAIN = frozenset((str, bytes, type(None), torch.dtype, torch.device))
+_NUMBERS = frozenset((int, float, bool, complex))
 _CALLABLE = (type, types.BuiltinFunctionType)
 _BOOKKEEPING = frozenset(nn.Module().__dict__) - {"training"}
-_globals_of: WeakKeyDictionary[Any, list[tuple[dict[str, Any], str]]] = WeakKeyDictionary()
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_devices = ("cpu", "cuda")
 
 
-def signature(cell: Callable[..., Any], xs: Nested, state: Nested, row_consts: Nested = ()) -> Hashable:
-    """Arguments as for `trace_step`."""
-    words: list[Hashable] = [_autocast_dtype("cpu"), _autocast_dtype("cuda")]
-    for nested in (xs, state, row_consts):
-        _add_kinds(nested, words)
-    _Walk(words).visit(cell)
+def signature(
+    cell: Callable[..., Any], xs: Nested, state: Nested, row_consts: Nested = (), mentions: Mentions | None = None
+) -> Hashable:
+    """Arguments as for `trace_step`; without `mentions` everything counts that the cell can reach."""
+    words: list[Hashable] = [torch.get_default_dtype(), *map(_autocast_dtype, _devices)]
+    for nested in (xs, row_consts):
+        _add_kinds(nested, words, True)
+    _add_kinds(state, words, False)
+    _Walk(words, mentions).visit(cell)
     return tuple(words)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something else runs with the module's forward or backward pass."""
+    own = module.__dict__
+    return any(own.get(name) for name in _HOOKS)
 
 
 def _autocast_dtype(device: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
-def _add_kinds(nested: Nested, words: list[Hashable]) -> None:
-    """Structure and leaves, without the number of rows."""
+def _add_kinds(nested: Nested, words: list[Hashable], with_gradient: bool) -> None:
+    """Structure and leaves, without the number of rows. A floating state always has a gradient."""
     if isinstance(nested, Tensor):
-        words.append((nested.shape[1:], nested.dtype, nested.requires_grad, nested.device))
+        gradient = with_gradient and nested.requires_grad
+        words.append((nested.shape[1:], nested.dtype, gradient, nested.device))
         return
     words.append(nested.__class__)
     if isinstance(nested, dict):
         words.extend(nested)
         nested = tuple(nested.values())
     parts = nested if isinstance(nested, (tuple, list)) else leaves(nested)
+    words.append(len(parts))
     for part in parts:
         if part is not nested:
-            _add_kinds(part, words)
+            _add_kinds(part, words, with_gradient)
 
 
 class _Walk:
     """Adds the words of everything reachable, each object once."""
 
-    def __init__(self, words: list[Hashable]) -> None:
+    def __init__(self, words: list[Hashable], mentions: Mentions | None) -> None:
         self.words = words
-        self._seen: set[int] = set()
+        self.mentions = mentions
+        self.names: frozenset[str] | None = None if mentions is None else mentions.names
+        self._seen: dict[int, int] = {}
 
     def visit(self, value: Any) -> None:
         kind = value.__class__
-        if kind in _SCALARS:
+        if kind in _PLAIN:
             self.words.append(value)
+        elif kind in _NUMBERS:
+            self.words.append(_number(value))
         elif isinstance(value, Tensor):
-            self.words.append((value.shape, value.dtype, value.requires_grad))
+            self._add_tensor(value)
         elif isinstance(value, _CALLABLE):
             self.words.append(value)
         elif isinstance(value, (np.ndarray, np.generic)):
             self.words.append(_numbers(value))
-        elif id(value) in self._seen:
-            self.words.append("again")
+        elif (known := self._seen.get(id(value))) is not None:
+            self.words.append(known)
         else:
-            self._seen.add(id(value))
+            self._seen[id(value)] = len(self._seen)
             self.words.append(kind)
             self._visit_parts(value)
+
+    def _add_tensor(self, tensor: Tensor) -> None:
+        """With its place among all, so that two names of one tensor differ from two tensors."""
+        place = self._seen.setdefault(id(tensor), len(self._seen))
+        self.words.append((tensor.shape, tensor.dtype, tensor.requires_grad, tensor.device, place))
 
     def _visit_parts(self, value: Any) -> None:
         if isinstance(value, nn.Module):
@@ -85,6 +108,7 @@ class _Walk:
             self.words.extend(map(_key_word, value))
             self._visit_all(value.values())
         elif isinstance(value, (tuple, list)):
+            self.words.append(len(value))
             self._visit_all(value)
         elif isinstance(value, types.FunctionType):
             self._visit_function(value)
@@ -92,29 +116,38 @@ class _Walk:
             self._visit_all((value.__self__, value.__func__))
         elif isinstance(value, partial):
             self._visit_all((value.func, value.args, value.keywords))
-        elif hasattr(value, "__dict__") and not isinstance(value, types.ModuleType) and not is_closed(type(value)):
-            self._visit_attributes(value.__dict__)
+        elif not isinstance(value, types.ModuleType) and not is_closed(type(value)):
+            self._visit_attributes(own_attributes(value), self._names_for(type(value)))
             self._visit_class(type(value))
 
     def _visit_all(self, values: Any) -> None:
         for value in values:
             self.visit(value)
 
+    def _names_for(self, kind: type) -> frozenset[str] | None:
+        """The attributes that count; None: all."""
+        return None if self.mentions is None or self.mentions.all_of(kind) else self.names
+
     def _visit_module(self, module: nn.Module) -> None:
         own = module.__dict__
+        names = self._names_for(type(module))
+        if has_hooks(module):
+            self.words.append("hooks")
         for part in ("_parameters", "_buffers"):
-            for tensor in own[part].values():
-                self.words.append(None if tensor is None else (tensor.shape, tensor.dtype, tensor.requires_grad))
-        self._visit_attributes(own)
-        for child in own["_modules"].values():
-            self.visit(child)
+            for name, tensor in own[part].items():
+                if tensor is None:
+                    self.words.append(None)
+                elif names is None or name in names:
+                    self._add_tensor(tensor)
+        self._visit_attributes(own, names)
+        for name, child in own["_modules"].items():
+            if names is None or name in names:
+                self.visit(child)
         self._visit_class(type(module))
 
-    def _visit_attributes(self, own: dict[str, Any]) -> None:
+    def _visit_attributes(self, own: dict[str, Any], names: frozenset[str] | None) -> None:
         for name, value in own.items():
-            if value.__class__ in _SCALARS:
-                self.words.append((name, value))
-            elif name not in _BOOKKEEPING:
+            if name not in _BOOKKEEPING and (names is None or name in names):
                 self.words.append(name)
                 self.visit(value)
 
@@ -125,38 +158,39 @@ class _Walk:
         for cell in function.__closure__ or ():
             self.visit(_contents(cell))
         self._visit_all((function.__defaults__, function.__kwdefaults__))
-        self._visit_globals(function, [function])
+        self._visit_globals(function.__code__, lambda: [function])
 
     def _visit_class(self, kind: type) -> None:
-        self._visit_globals(kind, _methods(kind))
+        self._visit_globals(kind, lambda: _methods(kind, self._names_for(kind)))
 
-    def _visit_globals(self, owner: Any, functions: list[types.FunctionType]) -> None:
-        if owner not in _globals_of:
-            _globals_of[owner] = _globals_read_by(functions)
-        for namespace, name in _globals_of[owner]:
+    def _visit_globals(self, owner: Hashable, functions: Callable[[], list[types.FunctionType]]) -> None:
+        known = {} if self.mentions is None else self.mentions.globals_of
+        if owner not in known:
+            known[owner] = _globals_read_by(functions())
+        for namespace, name in known[owner]:
             self.visit(namespace.get(name))
 
 
-def _methods(kind: type) -> list[types.FunctionType]:
-    members = [m for parent in kind.__mro__ if not is_closed(parent) for m in vars(parent).values()]
+def _methods(kind: type, names: frozenset[str] | None) -> list[types.FunctionType]:
+    members = [
+        member
+        for parent in kind.__mro__
+        if not is_closed(parent)
+        for name, member in vars(parent).items()
+        if names is None or name in names or name.startswith("__")
+    ]
     plain = [getattr(m, "__func__", getattr(m, "fget", m)) for m in members]
     return [function for function in plain if isinstance(function, types.FunctionType)]
 
 
 def _globals_read_by(functions: list[types.FunctionType]) -> list[tuple[dict[str, Any], str]]:
-    """The global numbers, tensors and objects that these functions, and global functions that they call, name."""
+    """The global numbers, tensors, objects and functions that these functions name."""
     found: dict[tuple[int, str], tuple[dict[str, Any], str]] = {}
-    waiting, seen = list(functions), set()
-    while waiting:
-        function = waiting.pop()
-        if function in seen or is_closed(function):
+    for function in functions:
+        if is_closed(function):
             continue
-        seen.add(function)
         for name in sorted(names_in(function.__code__) & function.__globals__.keys()):
-            value = function.__globals__[name]
-            if isinstance(value, types.FunctionType):
-                waiting.append(value)
-            elif not name.startswith("__") and _may_matter(value):
+            if not name.startswith("__") and _may_matter(function.__globals__[name]):
                 found[id(function.__globals__), name] = (function.__globals__, name)
     return list(found.values())
 
@@ -164,10 +198,20 @@ def _globals_read_by(functions: list[types.FunctionType]) -> list[tuple[dict[str
 def _may_matter(value: Any) -> bool:
     """Tables of functions and names say nothing that the attributes which chose among them do not say."""
     if isinstance(value, (dict, list, tuple, set, frozenset)):
-        return any(map(_may_matter, value.values() if isinstance(value, dict) else value))
+        return any(_may_matter(v) for v in (value.values() if isinstance(value, dict) else value) if not callable(v))
     if isinstance(value, (int, float, complex, bool, Tensor, nn.Module, np.ndarray, np.generic)):
         return True
-    return not isinstance(value, (types.FunctionType, types.ModuleType, *_CALLABLE)) and not is_closed(type(value))
+    return not isinstance(value, (types.ModuleType, *_CALLABLE)) and not is_closed(type(value)) and not _is_ours(value)
+
+
+def _is_ours(value: Any) -> bool:
+    """Functions of this library stay what they are."""
+    return isinstance(value, types.FunctionType) and (value.__module__ or "").startswith("throughtime.")
+
+
+def _number(value: complex) -> Hashable:
+    """1, 1.0 and True are equal, and so are 0.0 and -0.0; a step tells them apart. NaN is not even equal to itself."""
+    return (value.__class__, value) if value == value and value != 0 else (value.__class__, repr(value))
 
 
 def _numbers(array: Any) -> Hashable:
@@ -176,7 +220,7 @@ def _numbers(array: Any) -> Hashable:
 
 
 def _key_word(key: Any) -> Hashable:
-    return key if key.__class__ in _SCALARS else type(key)
+    return _number(key) if key.__class__ in _NUMBERS else key if key.__class__ in _PLAIN else type(key)
 
 
 def _contents(cell: types.CellType) -> Any:

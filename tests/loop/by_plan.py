@@ -10,7 +10,7 @@ from conformance.cases import Case, Result
 from throughtime._nested import Nested, leaves, leaves_with_paths, map_leaves, unflatten
 from throughtime._sequence import Ragged, read_sequence
 from throughtime.capture import StepTrace, trace_step
-from throughtime.loop.reference import Gradients, PlanRun, run_backward, run_forward, run_once
+from throughtime.loop.reference import Gradients, PlanRun, run_backward, run_forward
 from throughtime.plan.loop_plan import LoopPlan
 from throughtime.plan.make import make_plan
 
@@ -44,17 +44,10 @@ def by_plan(planned: Planned, chunk: int) -> Result:
     ragged = read_sequence(case.inputs, case.lengths)
     carry = leaves(ragged.sort_rows(planned.state))
     row_consts = leaves(ragged.sort_rows(planned.row_consts))
-    consts = planned.trace.read_consts()
+    consts = planned.trace.read_consts(planned.case.subject.cell)
     xs = leaves(ragged.xs)
     with torch.no_grad():
-        run = PlanRun(
-            plan,
-            run_once(plan, _by_name(plan, "const", consts)),
-            _by_name(plan, "row_const", row_consts),
-            _by_name(plan, "xs", xs),
-            ragged.active,
-            chunk,
-        )
+        run = PlanRun.bind(plan, _by_name(plan, consts, row_consts, xs), case.batch, ragged.active, chunk)
         ys, final, kept = run_forward(run, carry)
         gradients = run_backward(run, kept, _d_ys(planned), _d_final(planned, ragged))
     outputs = ragged.restore(unflatten(planned.trace.ys_structure, ys))
@@ -62,8 +55,10 @@ def by_plan(planned: Planned, chunk: int) -> Result:
     return Result(outputs, state, _to_sources(case, [consts, row_consts, xs, carry], gradients))
 
 
-def _by_name(plan: LoopPlan, kind: str, values: Sequence[Tensor]) -> dict[str, Tensor]:
-    return dict(zip((i.name for i in plan.of_kind(kind)), values, strict=True))
+def _by_name(plan: LoopPlan, *columns: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Consts, row consts and xs."""
+    kinds = zip(("const", "row_const", "xs"), columns, strict=True)
+    return {i.name: value for kind, values in kinds for i, value in zip(plan.of_kind(kind), values, strict=True)}
 
 
 def _d_ys(planned: Planned) -> list[Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from throughtime.capture.graph import Node, StepPair
 from throughtime.capture.interpret import run_node
-from throughtime.loop.reference import Gradients, PlanRun, run_backward, run_forward, run_once
+from throughtime.loop.reference import Gradients, PlanRun, run_backward, run_forward
 from throughtime.plan.loop_plan import LoopPlan
 
 __all__ = ["Bound", "bind_random", "run_pair", "run_plan"]
@@ -26,6 +26,7 @@ class Bound:
 
     values: Env
     carry: list[Tensor]
+    batch: int
     active: list[int]
     d_ys: list[Tensor]
     d_final: list[Tensor]
@@ -44,16 +45,11 @@ def bind_random(pair: StepPair, lengths: Sequence[int], seed: int) -> Bound:
     carry = [draw(c, rows) for c in step.of_kind("carry")]
     d_ys = [draw(c, sum(active)) for c in pair.backward_inputs if c.kind == "d_ys"]
     d_final = [draw(c, rows) for c in pair.backward_inputs if c.kind == "d_next_carry"]
-    return Bound(values, carry, active, d_ys, d_final)
+    return Bound(values, carry, rows, active, d_ys, d_final)
 
 
 def run_plan(plan: LoopPlan, bound: Bound, chunk: int) -> tuple[list[Tensor], list[Tensor], Gradients]:
-    kinds = {i.name: i.kind for i in plan.inputs}
-    consts, rows, pairs = (
-        {name: value for name, value in bound.values.items() if kinds[name] in chosen}
-        for chosen in (("const",), ("row_const",), PAIRS)
-    )
-    run = PlanRun(plan, run_once(plan, consts), rows, pairs, bound.active, chunk)
+    run = PlanRun.bind(plan, bound.values, bound.batch, bound.active, chunk)
     ys, final, kept = run_forward(run, bound.carry)
     return ys, final, run_backward(run, kept, bound.d_ys, bound.d_final)
 
@@ -131,8 +127,7 @@ def _total(seen: list[Env], pair: StepPair, name: str) -> Tensor:
 
 
 def _total_per_row(seen: list[Env], bound: Bound, pair: StepPair, name: str) -> Tensor:
-    rows = len(bound.carry[0]) if bound.carry else max(bound.active, default=0)
-    total = _zeros(pair, name, rows)
+    total = _zeros(pair, name, bound.batch)
     for env in seen:
         total[: len(env[name])] += env[name]
     return total

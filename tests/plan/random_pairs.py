@@ -38,9 +38,8 @@ class _Writer:
         cotangents = [self._row_input(f"d_ys{i}", "d_ys") for i in range(len(ys))]
         cotangents += [self._row_input(f"d_next{i}", "d_next_carry") for i in range(len(next_carry))]
         backward = self._grow(self.random.randint(0, 12))
-        d_row_consts, d_xs, d_carry = (
-            tuple(self._maybe() for i in inputs if i.kind == kind) for kind in ("row_const", "xs", "carry")
-        )
+        d_xs, d_carry = (tuple(self._maybe() for i in inputs if i.kind == kind) for kind in ("xs", "carry"))
+        d_row_consts = tuple(self._moving(cotangents) for i in inputs if i.kind == "row_const")
         start = len(self.nodes)
         d_consts = tuple(self._const_gradient(name) for name in CONSTS)
         sums = tuple(self.nodes[start:])
@@ -104,6 +103,14 @@ class _Writer:
 
     def _maybe(self) -> str | None:
         return self._one() if self.random.random() < 0.8 else None
+
+    def _moving(self, cotangents: list[Input]) -> str | None:
+        """The gradient of a row const depends on a cotangent, or it would be zero and not there."""
+        found = {c.name for c in cotangents}
+        for node in self.nodes:
+            if not found.isdisjoint(node.operands):
+                found.add(node.name)
+        return self.random.choice([name for name in self.narrow if name in found][-4:])
 
     def _keep(self, name: str) -> None:
         self.narrow.append(name)

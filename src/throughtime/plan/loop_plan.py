@@ -32,14 +32,17 @@ class LoopPlan:
 
     inputs: the step's inputs.
     cotangents: d_ys and d_next_carry.
-    once: nodes that depend on consts only.
+    once: nodes that depend on consts only, and nodes of rows [B, ...] that depend on consts and row consts only.
     saved: forward values that are stored for every pair, for the backward pass; never one of `ys` or `next_carry`.
     traced: carry leaves (by index) whose value after each step is stored for every pair. A carry that no step changes
         (it is its own `next_carry`) is never traced: its value is the initial one.
     backward: stages of the backward step; they hold clones of the forward nodes that are computed again.
     reductions: nodes that contract the rows: summed over all pairs.
-    after: nodes that depend on sums and consts only, and are linear in the sums.
-    d_consts, d_row_consts, d_xs, d_carry: the names of the gradients; None where there is none.
+    row_sums: values of pairs that are summed over the steps of each row: [B, ...].
+    after: nodes that depend on `reductions`, `row_sums`, `once` and inputs of a call only, and are linear in the sums.
+        Some are values of rows [B, ...]; some contract these.
+    d_consts, d_row_consts, d_xs, d_carry: the names of the gradients; None where there is none. That of a row const
+        is a row sum or in `after`.
 
     Any of these names may be an input: a y may be a carry, a next carry another carry or an x, a gradient a cotangent.
     A batched stage may read a carry that it is no part of: its value before each step, known from an earlier stage.
@@ -55,6 +58,7 @@ class LoopPlan:
     traced: tuple[int, ...]
     backward: tuple[Stage, ...]
     reductions: tuple[Node, ...]
+    row_sums: tuple[str, ...]
     after: tuple[Node, ...]
     d_consts: tuple[str | None, ...]
     d_row_consts: tuple[str | None, ...]
@@ -92,6 +96,7 @@ class LoopPlan:
         lines += [f"saved: {', '.join(saved) or '(nothing)'}", f"traced: {', '.join(traced) or '(nothing)'}"]
         lines += ["backward", *map(str, self.backward)]
         lines += ["reductions", *(f"  {node}" for node in self.reductions)]
+        lines += [f"row sums: {_names(self.row_sums)}"]
         lines += ["after", *(f"  {node}" for node in self.after)]
         for field in ("d_consts", "d_row_consts", "d_xs", "d_carry"):
             lines.append(f"  {field}: {_names(getattr(self, field))}")

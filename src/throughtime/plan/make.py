@@ -7,6 +7,7 @@ from throughtime.capture.graph import Node, StepPair
 from throughtime.plan.editor import GraphEditor, has_rows
 from throughtime.plan.loop_plan import LoopPlan
 from throughtime.plan.normalise import normalise
+from throughtime.plan.per_row import find_per_row
 from throughtime.plan.residuals import Residuals, choose_residuals
 from throughtime.plan.stages import make_stages
 
@@ -33,6 +34,7 @@ def make_plan(pair: StepPair) -> LoopPlan:
         traced=residuals.traced,
         backward=make_stages([*residuals.recomputed, *sorted_nodes.backward], graph.backward_feedback, d_paths),
         reductions=tuple(sorted_nodes.reductions),
+        row_sums=sorted_nodes.per_row.sums,
         after=tuple(sorted_nodes.after),
         d_consts=graph.outputs["d_consts"],
         d_row_consts=graph.outputs["d_row_consts"],
@@ -52,19 +54,23 @@ class _SortedNodes:
         self.reductions: list[Node] = []
         self.after: list[Node] = []
         self.consts = {i.name for i in graph.of_kind("const")}
+        self.per_row = find_per_row(graph)
         forward_names = _ancestors(graph, (*graph.outputs["ys"], *graph.outputs["next_carry"]))
         for node in graph.nodes.values():
-            if has_rows(node):
+            if node.name in self.per_row.before:
+                self.once.append(node)
+            elif node.name in self.per_row.after:
+                self.after.append(node)
+            elif has_rows(node):
                 (self.forward if node.name in forward_names else self.backward).append(node)
             else:
                 self._sort_const(node)
 
     def _sort_const(self, node: Node) -> None:
-        if all(operand in self.consts for operand in node.operands):
+        if self.consts.issuperset(node.operands):
             self.consts.add(node.name)
             self.once.append(node)
-            return
-        if any(has_rows(self.graph.value(operand)) for operand in node.operands):
+        elif any(has_rows(self.graph.value(operand)) for operand in node.operands):
             _check_reduction(node, self.graph)
             self.reductions.append(node)
         else:
@@ -75,9 +81,10 @@ def _residuals(graph: GraphEditor, sorted_nodes: _SortedNodes) -> Residuals:
     inputs = [i for i in graph.inputs.values() if i.kind not in ("d_ys", "d_next_carry")]
     carries = {i.name for i in inputs if i.kind == "carry"}
     needed = {o for node in (*sorted_nodes.backward, *sorted_nodes.reductions) for o in node.operands}
-    needed |= set(_gradients(graph))
+    needed |= {*_gradients(graph), *sorted_nodes.per_row.sums}
     needed &= carries | {node.name for node in sorted_nodes.forward}
-    free = {i.name for i in inputs} | sorted_nodes.consts | set(_names(graph.outputs["ys"]))
+    free = {i.name for i in inputs} | sorted_nodes.consts | sorted_nodes.per_row.before
+    free |= set(_names(graph.outputs["ys"]))
     next_carry = _names(graph.outputs["next_carry"])
     return choose_residuals(sorted_nodes.forward, needed, free - carries, inputs, next_carry)
 

@@ -6,9 +6,11 @@ the parts and slices of the graph.
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import TypeGuard
 
 from throughtime.capture.graph import Node, Ref, StepPair
 from throughtime.plan.editor import GraphEditor, has_rows
+from throughtime.plan.per_row import find_still
 from throughtime.plan.stages import Loops, find_loops
 
 __all__ = ["normalise"]
@@ -29,35 +31,58 @@ def normalise(pair: StepPair) -> GraphEditor:
 
 
 def _name_outer_products(graph: GraphEditor) -> None:
-    """Before: mm(permute(a[B, K], (1, 0)), b[B, N])
-    After:  outer(a, b)                                 the sum over rows of a^T b: [K, N]
+    """The sum over rows, and over the vectors of a row, of the products of each entry of one with each of another.
+
+    Before: mm(permute(a[B, K], (1, 0)), b[B, N]); sum(bmm(permute(a[B, M, K], (0, 2, 1)), b[B, M, N]), 0)
+    After:  outer(a, b)                                                                             [K, N]
     """
     for node in graph.where(lambda n: n.op == "mm" and not has_rows(n)):
         left = graph.value(node.operands[0])
         if isinstance(left, Node) and left.op == "permute" and has_rows(left):
             outer = graph.make("outer", (Ref(left.operands[0]), node.args[1]), node.shape, node.dtype)
             graph.replace(node.name, [outer], outer.name)
+    for node in graph.where(lambda n: n.op == "sum" and n.attributes["dims"] == (0,) and len(n.shape) == 2):
+        product = graph.value(node.operands[0])
+        if isinstance(product, Node) and product.op == "bmm" and len(product.shape) == 3:
+            new, left = _turned(graph, product.operands[0])
+            outer = graph.make("outer", (Ref(left), product.args[1]), node.shape, node.dtype)
+            graph.replace(node.name, [*new, outer], outer.name)
+
+
+def _turned(graph: GraphEditor, name: str) -> tuple[list[Node], str]:
+    """(new nodes, permute(value, (0, 2, 1))): of a value that is such a permutation, what it permutes."""
+    value = graph.value(name)
+    if isinstance(value, Node) and value.op == "permute" and value.attributes["dims"] == (0, 2, 1):
+        return [], value.operands[0]
+    rows, height, width = value.shape
+    turned = graph.make("permute", (Ref(name),), (rows, width, height), value.dtype, dims=(0, 2, 1))
+    return [turned], turned.name
 
 
 def _split_product(graph: GraphEditor, loops: Loops) -> bool:
-    """In a loop, where some of the parts are free of it:
+    """Where some of the parts are in the product's loop and some are not, or some are the same at all steps:
 
     Before: mm(cat([x, h], -1), w)
     After:  mm(x, w[:I]) + mm(h, w[I:])
     """
-    for node in graph.where(lambda n: n.op == "mm" and n.name in loops):
+    still = find_still(graph)
+    for node in graph.where(lambda n: n.op == "mm" and has_rows(n)):
         left = graph.value(node.operands[0])
         if _joins_features(left):
-            groups = _groups(left.operands, loops, loops[node.name])
+            groups = _groups(left.operands, loops, loops.get(node.name), still)
             if len(groups) > 1:
                 graph.replace(node.name, *_sum_of_products(graph, node, groups))
                 return True
     return False
 
 
-def _groups(names: Sequence[str], loops: Loops, loop: frozenset[str]) -> list[list[str]]:
-    """Neighbours that are in the loop, or are not."""
-    return [list(group) for _, group in groupby(names, lambda name: loops.get(name) == loop)]
+def _groups(names: Sequence[str], loops: Loops, loop: frozenset[str] | None, still: set[str]) -> list[list[str]]:
+    """Neighbours that are in the loop, that are free of it, that are the same at all steps."""
+
+    def place(name: str) -> tuple[bool, bool]:
+        return name in still, loop is not None and loops.get(name) == loop
+
+    return [list(group) for _, group in groupby(names, place)]
 
 
 def _sum_of_products(graph: GraphEditor, node: Node, groups: Sequence[Sequence[str]]) -> tuple[list[Node], str]:
@@ -163,7 +188,7 @@ def _cut_weight(graph: GraphEditor, product: Node, dim: int, start: int, end: in
     return graph.make("slice", (Ref(weight.name),), tuple(shape), weight.dtype, dim=dim, start=start, end=end, step=1)
 
 
-def _joins_features(value: object) -> bool:
+def _joins_features(value: object) -> TypeGuard[Node]:
     return isinstance(value, Node) and value.op == "cat" and value.attributes["dim"] == len(value.shape) - 1
 
 

@@ -17,16 +17,9 @@ from math import prod
 
 from throughtime.capture.graph import ROWS, Input, Node
 from throughtime.plan.min_cut import FOREVER, Network
+from throughtime.plan.operators import DIVISIONS, PRODUCTS, REDUCTIONS, TRANSCENDENTAL, VIEWS
 
-__all__ = ["VIEWS", "Residuals", "choose_residuals"]
-
-VIEWS = frozenset({"view", "permute", "expand", "slice", "full", "constant"})
-PRODUCTS = frozenset({"mm", "bmm", "convolution"})
-TRANSCENDENTAL = frozenset(
-    {"tanh", "sigmoid", "exp", "expm1", "log", "log1p", "log2", "erf", "sin", "cos", "tan", "pow", "atan2"}
-)
-DIVISIONS = frozenset({"div", "sqrt", "rsqrt", "reciprocal", "fmod", "remainder", "floor_divide"})
-REDUCTIONS = frozenset({"sum", "amax", "amin", "prod", "argmax", "argmin", "cumsum"})
+__all__ = ["Residuals", "choose_residuals"]
 
 STORE = 12
 """What it costs to write and to read back a number, counted in additions."""

@@ -13,11 +13,9 @@ from collections.abc import Mapping, Sequence
 from throughtime.capture.graph import Node
 from throughtime.plan.components import strong_components
 from throughtime.plan.loop_plan import Stage
+from throughtime.plan.operators import BATCHED, REDUCTIONS
 
-__all__ = ["HEAVY", "Loops", "find_loops", "make_stages"]
-
-HEAVY = frozenset({"mm", "bmm", "convolution", "convolution_backward", "embedding"})
-"""Operators that are worth batching over steps."""
+__all__ = ["Loops", "find_loops", "make_stages"]
 
 Loops = Mapping[str, frozenset[str]]
 """For each node and carry in a true loop: the carries of that loop."""
@@ -86,7 +84,7 @@ def _level(node: Node, levels: Mapping[str, int], known: Mapping[str, int], loop
             level = max(level, levels.get(operand, 0), known.get(operand, 0))
     if own:
         return level | 1
-    return level + level % 2 if node.op in HEAVY else level
+    return level + level % 2 if node.op in BATCHED else level
 
 
 def _level_behind(following: str, levels: Mapping[str, int], known: Mapping[str, int]) -> int:
@@ -112,15 +110,27 @@ def _level_loops(levels: dict[str, int], loops: Loops) -> None:
 def _sink(nodes: Sequence[Node], levels: dict[str, int], delayed: set[str]) -> None:
     """Cheap batched nodes move to the one stage that uses them.
 
-    What becomes a carry is used there too, one step later. What a loop computes on the way stays in its pass: to move
-    it would store its operands in its stead.
+    Not what becomes a carry: it is used there too, one step later. Not what follows from a reduction: it waits for the
+    whole row, which is better done for many pairs at once. Nor what a loop computes on the way: to move it would store
+    its operands in its stead.
     """
+    fixed = delayed | _after_reductions(nodes, levels)
     users: dict[str, set[int]] = {node.name: set() for node in nodes}
     for node in reversed(nodes):
         used_at = users[node.name]
-        movable = node.op not in HEAVY and levels[node.name] % 2 == 0 and node.name not in delayed
+        movable = node.op not in BATCHED and levels[node.name] % 2 == 0 and node.name not in fixed
         if movable and len(used_at) == 1:
             (levels[node.name],) = used_at
         for operand in node.operands:
             if operand in users:
                 users[operand].add(levels[node.name])
+
+
+def _after_reductions(nodes: Sequence[Node], levels: Mapping[str, int]) -> set[str]:
+    """Reductions, and what is computed from them at the same level."""
+    found: set[str] = set()
+    for node in nodes:
+        follows = any(o in found and levels[o] == levels[node.name] for o in node.operands)
+        if node.op in REDUCTIONS or (follows and node.op not in BATCHED):
+            found.add(node.name)
+    return found

@@ -1,0 +1,19 @@
+"""What planning knows of operators. One it does not know is elementwise, of one addition per element."""
+
+__all__ = ["BATCHED", "DIVISIONS", "PRODUCTS", "REDUCTIONS", "TRANSCENDENTAL", "VIEWS"]
+
+PRODUCTS = frozenset({"mm", "bmm", "convolution", "convolution_backward"})
+"""Are never computed again."""
+
+BATCHED = PRODUCTS | {"embedding"}
+"""Are worth a pass of their own over many steps, to which their operands are stored."""
+
+REDUCTIONS = frozenset({"sum", "amax", "amin", "prod", "argmax", "argmin", "cumsum", "logcumsumexp"})
+
+VIEWS = frozenset({"view", "permute", "expand", "slice", "full", "constant"})
+"""Cost nothing."""
+
+TRANSCENDENTAL = frozenset(
+    {"tanh", "sigmoid", "exp", "expm1", "log", "log1p", "log2", "erf", "sin", "cos", "tan", "pow", "atan2"}
+)
+DIVISIONS = frozenset({"div", "sqrt", "rsqrt", "reciprocal", "fmod", "remainder", "floor_divide", "trunc_divide"})

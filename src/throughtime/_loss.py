@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from throughtime._errors import SequenceError
@@ -52,8 +51,9 @@ def unroll_loss(
     Args:
         cell, inputs, sequence_length, initial_state, time_major, backend: as in `dynamic_rnn`.
         targets: nested, in the layout of the inputs.
-        loss_step: `(output, target) -> loss` for the rows of one step, one number per row: [B], or [B, ...] to be summed
-            over the other axes. Define it once: it is traced with the cell, and traced again if it is another function.
+        loss_step: `(output, target) -> loss` for the rows of one step, one number per row: [B], or [B, ...] to be
+            summed over the other axes. Define it once: it is traced with the cell, and traced again if it is another
+            function.
         reduction: the mean over real steps, their sum, or none: the losses in the layout of the inputs.
         memory: the memory policy of the backward pass; by default `Recompute()`.
 
@@ -100,7 +100,7 @@ class LossStepCell(nn.Module):
         result = self.cell(x["inputs"], state, row_consts) if leaves(row_consts) else self.cell(x["inputs"], state)
         output, next_state = split_result(result, state)
         loss = self.loss_step(output, x["targets"])
-        rows = leaves(state)[0].shape[0]
+        rows = leaves(x["inputs"])[0].shape[0]
         if not isinstance(loss, Tensor) or loss.dim() == 0 or loss.shape[0] != rows:
             got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise SequenceError(

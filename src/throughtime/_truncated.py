@@ -54,28 +54,27 @@ def truncated(
 
     Args:
         cell, sequence_length, initial_state, backend: as in `dynamic_rnn`.
-        inputs: padded, [B, T, ...] in every leaf (a NumPy memory map too: a window at a time is read); or an iterable of
-            such windows, one after the other, each of any number of steps.
+        inputs: padded, [B, T, ...] in every leaf (a NumPy memory map too: a window at a time is read); or an
+            iterable of such windows, one after the other, each of any number of steps.
         window: steps in a window. Left out for an iterable.
         stride: steps from one window's start to the next's; by default `window`.
 
     Raises:
-        SequenceError: a window or a stride that is not between 1 and its bound, or an iterable with a stride.
+        SequenceError: a window or a stride that is not between 1 and its bound, inputs of several lengths, or an
+            iterable with a stride.
 
     >>> import torch, throughtime
     >>> cell = throughtime.GRUCell(4)
     >>> [w.outputs.shape[1] for w in throughtime.truncated(cell, torch.randn(2, 10, 3), window=4)]
     [4, 4, 2]
     """
-    if not _is_batch(inputs):
-        if window is not None or stride is not None or sequence_length is not None:
-            raise SequenceError(
-                "truncated: an iterable brings its windows itself; leave window, stride and lengths out."
-            )
+    if window is None and not isinstance(inputs, (Tensor, np.ndarray)):
+        if stride is not None or sequence_length is not None:
+            raise SequenceError("truncated: an iterable brings its windows itself; leave stride and lengths out.")
         return _over_chunks(cell, inputs, initial_state, backend)
-    batch, steps = leaves(inputs)[0].shape[:2]
     if window is None or window < 1:
         raise SequenceError(f"truncated: window is a number of steps, at least 1, got {window}.")
+    batch, steps = _common_axes(inputs)
     stride = window if stride is None else stride
     if not 1 <= stride <= window:
         raise SequenceError(f"truncated: stride must lie between 1 and the window of {window} steps, got {stride}.")
@@ -83,15 +82,25 @@ def truncated(
     return _over_steps(cell, inputs, lengths, initial_state, (window, stride, steps), backend)
 
 
-def _is_batch(inputs: Any) -> bool:
-    flat = leaves(inputs)
-    return bool(flat) and all(isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim >= 2 for leaf in flat)
+def _common_axes(inputs: Any) -> tuple[int, int]:
+    axes = {tuple(leaf.shape[:2]) if isinstance(leaf, (Tensor, np.ndarray)) else () for leaf in leaves(inputs)}
+    if len(axes) != 1 or len(found := axes.pop()) != 2:
+        raise SequenceError(
+            "truncated: with a window, inputs are tensors or arrays [B, T, ...] that share their first two axes. "
+            "Leave window out for an iterable of windows."
+        )
+    return found
+
+
+def _as_tensor(part: Any) -> Tensor:
+    """A copy of what an array holds: it may be mapped, and closed to writing."""
+    return part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
 
 
 def _over_chunks(cell: Cell, chunks: Iterable[Nested], state: Nested, backend: Backend) -> Iterator[Window]:
     start = 0
     for chunk in chunks:
-        chunk = map_leaves(torch.as_tensor, chunk)
+        chunk = map_leaves(_as_tensor, chunk)
         steps = leaves(chunk)[0].shape[1]
         outputs, final = dynamic_rnn(cell, chunk, initial_state=state, backend=backend)
         state = _detached(final)
@@ -112,7 +121,7 @@ def _over_steps(
     seen = 0
 
     def unroll(start: int, stop: int, state: Nested) -> tuple[Nested, Nested]:
-        part = map_leaves(lambda leaf: torch.as_tensor(leaf[:, start:stop]), inputs)
+        part = map_leaves(lambda leaf: _as_tensor(leaf[:, start:stop]), inputs)
         within = np.clip(lengths - start, 0, stop - start)
         return dynamic_rnn(cell, part, within, state, backend=backend)
 

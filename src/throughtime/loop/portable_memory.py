@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from torch.utils.weak import WeakIdKeyDictionary
 
 from throughtime._errors import MemoryPolicyError
 from throughtime._nested import Nested, map_leaves
@@ -27,8 +28,8 @@ def run_portable(loop: PortableLoop, memory: MemoryPolicy, xs: Nested, state: Ne
     if isinstance(memory, Recompute):
         return _run_in_segments(loop, xs, state, memory.every or math.isqrt(len(loop.active) - 1) + 1)
     if isinstance(memory, Spill):
-        file = SpillFile(0, memory.directory)
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: _put_away(file, t), _fetch):
+        away = _Away(SpillFile(0, memory.directory))
+        with torch.autograd.graph.saved_tensors_hooks(away.put, _fetch):
             return loop.run(xs, state)
     raise MemoryPolicyError(
         f"{memory} needs a prediction, which only the native backend makes, and this cell runs in the portable one. "
@@ -61,18 +62,34 @@ def _cut(value: Nested, part: slice) -> Nested:
     return None if value is None else map_leaves(lambda leaf: leaf[part], value)
 
 
-_keys = itertools.count()
+class _Away:
+    """Saved tensors in a file. One that is saved again, such as a weight that needs no gradient, is written once."""
+
+    def __init__(self, file: SpillFile) -> None:
+        self.file = file
+        self.keys = itertools.count()
+        self.known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def put(self, tensor: Tensor) -> "Tensor | tuple[SpillFile, int]":
+        if not _is_made_by_a_step(tensor) or tensor.numel() * tensor.element_size() <= SMALL_BYTES:
+            return tensor
+        version, key = self.known.get(tensor, (-1, -1))
+        if version != tensor._version:
+            key = next(self.keys)
+            self.file.write(key, {"tensor": tensor.detach()})
+            self.known[tensor] = tensor._version, key
+        return self.file, key
 
 
-def _put_away(file: SpillFile, tensor: Tensor) -> Tensor | tuple[SpillFile, int]:
-    if tensor.is_leaf or tensor.numel() * tensor.element_size() <= SMALL_BYTES or tensor.device.type != "cpu":
-        return tensor
-    key = next(_keys)
-    file.write(key, {"tensor": tensor.detach()})
-    return file, key
+def _is_made_by_a_step(tensor: Tensor) -> bool:
+    """Not a weight, nor a view of one or of the inputs: these stay in memory whatever is saved."""
+    if tensor.device.type != "cpu" or (tensor.is_leaf and tensor.requires_grad):
+        return False
+    base = tensor._base
+    return base is None or not base.is_leaf
 
 
-def _fetch(kept: Tensor | tuple[SpillFile, int]) -> Tensor:
+def _fetch(kept: "Tensor | tuple[SpillFile, int]") -> Tensor:
     if isinstance(kept, Tensor):
         return kept
     file, key = kept

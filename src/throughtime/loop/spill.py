@@ -29,82 +29,84 @@ class SpillFile:
     """Room for `size` bytes. `write` and `prefetch` return at once; `read` waits for what it needs."""
 
     def __init__(self, size: int, directory: str | None = None) -> None:
-        self.directory = directory or tempfile.gettempdir()
-        self._file = self._open(size)
+        self._file = _File(directory or tempfile.gettempdir(), size)
         self._end = 0
         self._places: dict[object, dict[str, _Place]] = {}
-        self._pending: list[Future[None]] = []
+        self._writing: Future[None] | None = None
         self._ahead: dict[object, Future[dict[str, Tensor]]] = {}
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="throughtime-spill")
 
-    def _open(self, size: int) -> int:
-        try:
-            descriptor, path = tempfile.mkstemp(prefix="throughtime-", dir=self.directory)
-        except OSError as error:
-            raise SpillError(
-                f"Spill: cannot make a file in {self.directory}: {error.strerror}. "
-                f"Name a directory that exists and can be written, Spill(directory=...)."
-            ) from error
-        try:
-            os.unlink(path)
-            if size and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(descriptor, 0, size)
-        except OSError as error:
-            os.close(descriptor)
-            raise SpillError(
-                f"Spill: {self.directory} has no room for the {size} bytes of this call: {error.strerror}. "
-                f"Name another directory, or use Recompute()."
-            ) from error
-        return descriptor
-
     def write(self, key: object, tensors: dict[str, Tensor]) -> None:
-        """Write behind. The tensors must not change until they are written; at most two writes are under way."""
+        """Write behind. The tensors must not change until they are written. One write at most is under way."""
         places = {}
         for name, tensor in tensors.items():
             places[name] = _Place(self._end, tensor.shape, tensor.dtype)
             self._end += tensor.numel() * tensor.element_size()
+        self._wait()
         self._places[key] = places
-        while len(self._pending) > 1:
-            self._pending.pop(0).result()
-        self._pending.append(self._worker.submit(self._write, places, tensors))
+        self._writing = self._worker.submit(self._file.write, places, tensors)
 
     def prefetch(self, key: object) -> None:
-        if key in self._places and key not in self._ahead:
-            self._ahead[key] = self._worker.submit(self._read, self._places[key])
+        """Read ahead what was written under the key."""
+        if key not in self._ahead:
+            self._ahead[key] = self._worker.submit(self._file.read, self._places[key])
 
     def read(self, key: object) -> dict[str, Tensor]:
         """What was written under the key."""
-        while self._pending:
-            self._pending.pop(0).result()
+        self._wait()
         self.prefetch(key)
         return self._ahead.pop(key).result()
 
-    def close(self) -> None:
-        if self._file >= 0:
-            self._worker.shutdown(wait=True, cancel_futures=True)
-            os.close(self._file)
-            self._file = -1
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+
+class _File:
+    """An open file without a name. It closes with its last owner, which may be the thread that still writes."""
+
+    def __init__(self, directory: str, size: int) -> None:
+        self.directory, self.descriptor = directory, -1
+        try:
+            self.descriptor, path = tempfile.mkstemp(prefix="throughtime-", dir=directory)
+            os.unlink(path)
+        except OSError as error:
+            raise SpillError(
+                f"Spill: cannot make a file in {directory}: {error.strerror}. "
+                f"Name a directory that exists and can be written, Spill(directory=...)."
+            ) from error
+        self._reserve(size)
+
+    def _reserve(self, size: int) -> None:
+        if not size or not hasattr(os, "posix_fallocate"):
+            return
+        try:
+            os.posix_fallocate(self.descriptor, 0, size)
+        except OSError as error:
+            raise SpillError(
+                f"Spill: {self.directory} has no room for the {size} bytes of this call: {error.strerror}. "
+                f"Name another directory, or use Recompute()."
+            ) from error
 
     def __del__(self) -> None:
-        if getattr(self, "_file", -1) >= 0:
-            self.close()
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
 
-    def _write(self, places: dict[str, _Place], tensors: dict[str, Tensor]) -> None:
+    def write(self, places: dict[str, _Place], tensors: dict[str, Tensor]) -> None:
         for name, tensor in tensors.items():
-            self._move(lambda part, at: os.pwrite(self._file, part, at), tensor.contiguous(), places[name].offset)
+            self._move(lambda part, at: os.pwrite(self.descriptor, part, at), tensor.contiguous(), places[name].offset)
 
-    def _read(self, places: dict[str, _Place]) -> dict[str, Tensor]:
+    def read(self, places: dict[str, _Place]) -> dict[str, Tensor]:
         found = {}
         for name, place in places.items():
             found[name] = torch.empty(place.shape, dtype=place.dtype)
-            self._move(lambda part, at: os.preadv(self._file, [part], at), found[name], place.offset)
+            self._move(lambda part, at: os.preadv(self.descriptor, [part], at), found[name], place.offset)
         return found
 
     def _move(self, some: Callable[[memoryview, int], int], tensor: Tensor, offset: int) -> None:
         """A positioned write or read may be short: go on until all is moved."""
-        if not tensor.numel():
-            return
-        data = memoryview(tensor.numpy()).cast("B")
+        data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
         done = 0
         while done < len(data):
             try:

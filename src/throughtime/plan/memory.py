@@ -12,7 +12,7 @@ saved values and traced states of its pairs. A *mark* is the state before a step
 | load a:b | read them back |
 | restore t | go on from the mark |
 | back a:b | the backward pass over these steps |
-| free a:b | let go of the residuals |
+| free a:b | let go of the residuals and of the mark at a |
 
 Sources: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost" (recomputation in sqrt(T) segments); Griewank
 and Walther 2000 (levels of marks).
@@ -62,7 +62,7 @@ class Recompute:
 class Spill:
     """Write residuals to a private file behind the forward pass, and read them ahead of the backward pass.
 
-    The file has no name once it is open, its space is reserved first, and it goes when the backward pass has run.
+    The file has no name once it is open, its space is reserved first, and it goes with the graph of the call.
 
     Args:
         directory: where; by default the system's directory for temporary files.
@@ -76,8 +76,10 @@ class Budget:
     """The cheapest of `SaveAll`, `Recompute` and `Spill` whose predicted peak fits.
 
     Args:
-        limit: bytes, or a text such as "512MB" or "1.5GiB", for what the backward pass keeps beside inputs, outputs
-            and their gradients.
+        limit: bytes, or a text such as "512MB" or "1.5GiB", for the peak of what one call allocates, forwards and
+            backwards, beside inputs (and their copy in the order of time, where they are batch-major), outputs and
+            the gradients of both. Within: residuals, marks, a chunk's work, packed weights, the sums that become the
+            weights' gradients. Not within: the compiler, at the first call, and what the loss allocates.
     """
 
     limit: int | str
@@ -90,7 +92,7 @@ class Budget:
     def bytes(self) -> int:
         if isinstance(self.limit, int):
             return self.limit
-        match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)(i?)B?\s*", self.limit, re.IGNORECASE)
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", str(self.limit), re.IGNORECASE)
         if match is None:
             raise MemoryPolicyError(
                 f"Budget(limit) is a number of bytes or a text such as '512MB', got {self.limit!r}."
@@ -118,7 +120,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What to do in the forward pass and in the backward pass; the predicted peak of what is kept, in bytes."""
+    """What to do in the forward pass and in the backward pass; the predicted peak of what they allocate, in bytes."""
 
     policy: MemoryPolicy
     forward: tuple[Action, ...]
@@ -148,6 +150,10 @@ class Costs:
     """The state of one row."""
     pair_flops: int
     """Floating-point operations of the forward step, for one pair."""
+    forward_bytes: int = 0
+    """What a forward pass works with, however many steps there are: a chunk's buffers and packed weights."""
+    backward_bytes: int = 0
+    """The same of a backward pass, with the sums for the weights' gradients."""
 
     @property
     def steps(self) -> int:
@@ -165,6 +171,11 @@ class Costs:
     def mark(self, t: int) -> int:
         return int(self.active[t]) * self.row_bytes
 
+    @property
+    def one_pass(self) -> int:
+        """What one pass works with at most, when they run one after the other."""
+        return max(self.forward_bytes, self.backward_bytes)
+
 
 def choose(policy: MemoryPolicy, costs: Costs) -> Schedule:
     """The schedule of a policy for one call. Raises MemoryPolicyError for a budget that nothing fits."""
@@ -180,7 +191,8 @@ def choose(policy: MemoryPolicy, costs: Costs) -> Schedule:
 def _save_all(policy: SaveAll, costs: Costs) -> Schedule:
     end = costs.steps
     forward = (Action("run", 0, end, keep=True),)
-    return Schedule(policy, forward, (Action("back", 0, end), Action("free", 0, end)), costs.residuals(0, end))
+    backward = (Action("back", 0, end), Action("free", 0, end))
+    return Schedule(policy, forward, backward, costs.residuals(0, end) + costs.one_pass)
 
 
 def _recompute(policy: Recompute, costs: Costs) -> Schedule:
@@ -196,7 +208,7 @@ def _recompute(policy: Recompute, costs: Costs) -> Schedule:
         backward = [a for s in reversed(wide) for a in _again_in_parts(s, every)]
         within = max(sum(costs.mark(start) for start, _ in _segments(*s, every)) for s in wide)
         marks = sum(costs.mark(start) for start, _ in wide) + within
-    peak = marks + max((costs.again(*s) for s in segments), default=0)
+    peak = marks + max((costs.again(*s) for s in segments), default=0) + costs.forward_bytes + costs.backward_bytes
     return Schedule(policy, tuple(forward), tuple(backward), peak)
 
 
@@ -220,8 +232,8 @@ def _spill(policy: Spill, costs: Costs) -> Schedule:
     forward = [a for s in segments for a in (Action("mark", s[0]), Action("run", *s, keep=True), Action("save", *s))]
     backward = [a for s in reversed(segments) for a in (Action("load", *s), Action("back", *s), Action("free", *s))]
     marks = sum(costs.mark(start) for start, _ in segments)
-    peak = marks + 2 * max((costs.residuals(*s) for s in segments), default=0)
-    return Schedule(policy, tuple(forward), tuple(backward), peak)
+    two = 2 * max((costs.residuals(*s) for s in segments), default=0)
+    return Schedule(policy, tuple(forward), tuple(backward), marks + two + costs.one_pass)
 
 
 def _within(policy: Budget, costs: Costs) -> Schedule:

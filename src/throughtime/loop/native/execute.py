@@ -153,7 +153,7 @@ def go_back(
         elif action.kind == "back":
             backward.go(action.start, action.stop)
         else:
-            del kept.residuals[action.start]
+            del kept.residuals[action.start], kept.marks[action.start]
     return backward.sums.totals
 
 

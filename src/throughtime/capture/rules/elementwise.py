@@ -9,6 +9,8 @@ from throughtime.capture.rules.table import RULES, rule
 from throughtime.capture.tape import Call
 from throughtime.capture.values import Value, Values
 
+__all__ = ["truth"]
+
 _ONE = """
     neg tanh sigmoid relu exp expm1 exp2 log log1p log2 log10 sqrt rsqrt reciprocal erf erfc erfinv sin cos tan asin
     acos atan sinh cosh asinh acosh atanh abs sign sgn floor ceil round trunc isnan isinf lgamma digamma

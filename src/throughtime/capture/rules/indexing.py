@@ -10,6 +10,8 @@ from throughtime.capture.rules.table import rule
 from throughtime.capture.tape import Call
 from throughtime.capture.values import Value, Values
 
+__all__ = ["kept"]
+
 _REMEDY = "use torch.gather, an embedding, or index_select along a feature axis"
 
 

@@ -9,6 +9,8 @@ from throughtime.capture.rules.table import rule
 from throughtime.capture.tape import Call
 from throughtime.capture.values import Value, Values
 
+__all__ = ["LARGEST_TABLE", "ROW_NUMBERS", "constant"]
+
 LARGEST_TABLE = 4096
 ROW_NUMBERS = "row_numbers"
 """`arange(batch size)`, which may only serve to say that each row is indexed by its own: x[arange(B), index]."""

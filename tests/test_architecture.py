@@ -24,13 +24,18 @@ LAYERS: dict[str, set[str]] = {
     "plan": LEAVES | {"capture"},
     "loop": LEAVES | {"capture", "plan"},
     "_autograd": LEAVES | {"capture", "plan", "loop"},
-    "_pipeline": LEAVES | {"capture", "plan", "loop", "_autograd"},
-    "_unroll": LEAVES | {"_pipeline"},
-    "_module": LEAVES | {"_unroll"},
-    "decode": LEAVES | {"cells", "_pipeline"},
+    "_cache": LEAVES,
+    "_limits": LEAVES,
+    "_pipeline": LEAVES | {"capture", "plan", "loop", "_autograd", "_cache", "_limits"},
+    # The memory policies, which are values, stand in plan.
+    "_unroll": LEAVES | {"plan", "_pipeline"},
+    "_module": LEAVES | {"plan", "_unroll"},
+    "_loss": LEAVES | {"plan", "_pipeline", "_unroll"},
+    "_truncated": LEAVES | {"plan", "_unroll"},
+    "decode": LEAVES | {"cells", "plan", "_pipeline"},
     "fit": set(),
     "__main__": {"fit"},
-    "__init__": LEAVES | {"cells", "_pipeline", "_unroll", "_module", "decode"},
+    "__init__": LEAVES | {"cells", "plan", "_pipeline", "_unroll", "_module", "_loss", "_truncated", "decode"},
 }
 SENTENCES = {
     "cells": "cells know nothing of time, graphs or kernels: they import the leaves only",

@@ -7,15 +7,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from throughtime import BackendError, GRUCell, SequenceError, bidirectional_dynamic_rnn, dynamic_rnn, static_rnn
+from throughtime import (
+    BackendError,
+    GRUCell,
+    MemoryPolicyError,
+    Recompute,
+    SaveAll,
+    SequenceError,
+    bidirectional_dynamic_rnn,
+    dynamic_rnn,
+    static_rnn,
+)
 
 X = torch.randn(2, 5, 3)
 
 WRONG_OPTIONS = [
     ({"parallel_iterations": 0}, ValueError, "parallel_iterations must be at least 1"),
     ({"backend": "fast"}, ValueError, "backend must be 'auto', 'native' or 'portable'"),
-    ({"swap_memory": True}, NotImplementedError, "memory policies are not there yet"),
-    ({"memory": "512MB"}, NotImplementedError, "memory policies are not there yet"),
+    ({"memory": "512MB"}, MemoryPolicyError, "memory is SaveAll"),
+    ({"memory": Recompute}, MemoryPolicyError, "memory is SaveAll"),
+    ({"memory": SaveAll(), "swap_memory": True}, MemoryPolicyError, "swap_memory=True means memory=Spill"),
 ]
 
 

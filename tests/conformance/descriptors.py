@@ -18,6 +18,7 @@ from conformance import user_cells
 from conformance.definition import Step, real, whole, zeros
 from throughtime import cells
 from throughtime._nested import Nested
+from throughtime.cells import contrib
 
 __all__ = [
     "BACKENDS",
@@ -200,5 +201,10 @@ DESCRIPTORS = [
     Descriptor("MultiRNNCell", _module(_stack_of_three), real(3), _STACK, real(5), _pair),
     Descriptor("ResidualWrapper", _module(lambda: cells.ResidualWrapper(cells.GRUCell(3, input_size=3))),
                real(3), real(3), real(3), _pair),
+    Descriptor("NASCell", _module(lambda: contrib.NASCell(4, use_bias=True, input_size=3)),
+               real(3), _LSTM, real(4), _pair),
+    Descriptor("PhasedLSTMCell", _module(lambda: contrib.PhasedLSTMCell(4, use_peepholes=True, input_size=3)),
+               (real(1), real(3)), _LSTM, real(4), _pair,
+               refused_by=frozenset({"native"})),
 ]
 # fmt: on

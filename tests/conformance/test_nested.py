@@ -105,11 +105,11 @@ def test_a_pair_is_output_and_state_only_if_its_second_part_is_shaped_like_the_s
 WRONG_RETURNS = {
     "another size": (
         lambda x, s: (x, (s[0], s[1][:, :1])),
-        r"state\[1\]: expected float32\[2, 3\], got float32\[2, 1\]",
+        r"state\[1\]: expected float32\[[2B], 3\], got float32\[[2B], 1\]",
     ),
-    "another dtype": (lambda x, s: (x, (s[0].double(), s[1])), r"state\[0\]: expected float32\[2, 3\], got float64"),
-    "fewer rows": (lambda x, s: (x, (s[0][:1], s[1])), r"state\[0\]: expected float32\[2, 3\], got float32\[1, 3\]"),
-    "not a tensor": (lambda x, s: (x, (s[0], None)), r"state\[1\]: expected float32\[2, 3\], got NoneType"),
+    "another dtype": (lambda x, s: (x, (s[0].double(), s[1])), r"state\[0\]: expected float32\[[2B], 3\], got float64"),
+    "fewer rows": (lambda x, s: (x, (s[0][:1], s[1])), r"state\[0\]: expected float32\[[2B], 3\], got float32\[1, 3\]"),
+    "not a tensor": (lambda x, s: (x, (s[0], None)), r"state\[1\]: expected float32\[[2B], 3\], got NoneType"),
     "another structure": (lambda x, s: (x, (s[0],)), "alone or as the second of a pair"),
     "output only": (lambda x, s: x, "alone or as the second of a pair"),
     "nothing": (lambda x, s: None, "alone or as the second of a pair"),

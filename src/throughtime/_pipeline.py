@@ -8,29 +8,30 @@
 A cell that cannot take this way runs step by step in PyTorch (`backend="portable"`), and says why.
 """
 
-import threading
+import sys
 import warnings
-import weakref
 from collections.abc import Hashable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
+from weakref import WeakValueDictionary
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from throughtime._autograd import NativeCall, run_native
+from throughtime._cache import Cache, Entry
 from throughtime._errors import BackendError, BackendWarning, CaptureError, PlanError
+from throughtime._limits import has_no_numbers, limit_around, limit_of
 from throughtime._nested import Nested, flatten, leaves, map_leaves, unflatten
 from throughtime._sequence import Ragged
 from throughtime._state import check_output, split_result, trial
 from throughtime._types import Backend
-from throughtime.capture import StepTrace, trace_step
+from throughtime.capture import Mentions, StepCall, StepTrace, check_hooks, find_mentions, signature, trace_step
 from throughtime.loop.native.kernel import Batch, NativeKernel
 from throughtime.loop.noise import draw_seed
 from throughtime.loop.portable import PortableLoop
-from throughtime.loop.portable_noise import CounterNoise
 from throughtime.loop.portable_memory import run_portable
+from throughtime.loop.portable_noise import CounterNoise
 from throughtime.plan.loop_plan import LoopPlan
 from throughtime.plan.make import make_plan
 from throughtime.plan.memory import MemoryPolicy, SaveAll
@@ -53,46 +54,37 @@ class Run:
     memory: MemoryPolicy = SaveAll()
 
 
+Stage = Literal["call", "capture", "plan", "native"]
+
+
 @dataclass(frozen=True)
 class Compiled:
-    """A cell's step as machine code."""
+    """A cell's step as machine code. `forward_only`: why its gradient is not."""
 
     trace: StepTrace
     plan: LoopPlan
     kernel: NativeKernel
+    forward_only: "Refusal | None" = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Refusal:
-    """Why a cell does not run natively. `told`: the warning was given."""
+    """Why a cell does not run natively, where that was found, and as much of the plan as there is."""
 
     reason: str
-    told: bool = False
+    stage: Stage
+    plan: LoopPlan | None = None
 
 
-@dataclass
-class _Cache:
-    """By cell, then by signature. A cell's entries go with it."""
-
-    by_cell: dict[int, dict[Hashable, Compiled | Refusal]] = field(default_factory=dict)
-    lock: threading.RLock = field(default_factory=threading.RLock)
-    compilations: int = 0
-
-    def of(self, cell: Any) -> dict[Hashable, Compiled | Refusal]:
-        owner = getattr(cell, "__self__", cell)  # a bound method is made anew at each access
-        key = hash((id(owner), getattr(cell, "__func__", None)))
-        if key not in self.by_cell:
-            self.by_cell[key] = {}
-            weakref.finalize(owner, self.by_cell.pop, key, None)
-        return self.by_cell[key]
-
-
-_cache = _Cache()
+_cache: Cache[Compiled | Refusal] = Cache()
+_kernels: WeakValueDictionary[str, NativeKernel] = WeakValueDictionary()
+MANY_COMPILATIONS = 8
+"""Of one cell: train and eval, with and without gradients, two dtypes."""
 
 
 def compilations() -> int:
-    """How many loops this process has compiled."""
-    return _cache.compilations
+    """How many loops this process has compiled: cells traced, whether or not their machine code was there already."""
+    return _cache.misses
 
 
 def run(request: Run) -> tuple[Nested, Nested]:
@@ -101,44 +93,134 @@ def run(request: Run) -> tuple[Nested, Nested]:
         return _no_outputs(request), map_leaves(torch.clone, request.state)
     if request.backend == "portable":
         return _portable(request)
-    loop = compiled_loop(request)
+    loop, consts = _find(request)
+    if isinstance(loop, Compiled) and loop.forward_only is not None and _wants_gradients(request, consts):
+        loop = loop.forward_only
     if isinstance(loop, Compiled):
-        return _native(request, loop)
+        return _native(request, loop, consts)
     if request.backend == "native":
         raise BackendError(
             f"dynamic_rnn: backend='native' cannot run this cell: {loop.reason}. Use backend='auto' or 'portable'."
         )
-    _warn_once(loop)
+    if not has_no_numbers(request.ragged.xs):
+        _warn_once(
+            request.cell,
+            f"dynamic_rnn runs this cell step by step in PyTorch (backend='portable'): {loop.reason}. "
+            f"Say backend='portable' to run it so without this warning.",
+        )
     return _portable(request)
 
 
 def compiled_loop(request: Run) -> Compiled | Refusal:
     """The request's loop, out of the cache if it was compiled before."""
-    xs, row_consts = request.ragged.xs, request.row_consts
-    cell: Any = request.cell
-    if (reason := _unfit(request)) is not None:
-        return Refusal(reason)
+    return _find(request)[0]
+
+
+def _find(request: Run) -> tuple[Compiled | Refusal, list[Tensor]]:
+    """The loop, and the tensors that the cell closes over now."""
+    if (limit := limit_around() or limit_of(_given(request))) is not None:
+        return Refusal(limit, "call"), []
+    step = _traced(request)
     with _cache.lock:
-        entries = _cache.of(cell)
-        key = _signature(request)
-        known = entries.get(key)
-        if isinstance(known, Compiled) and not known.trace.fits(known.trace.read_consts(_traced_cell(request))):
-            known = None
-        if known is None:
-            if request.reset is not None:
-                cell, xs, row_consts = ResetStep(cell), (xs, request.reset), (row_consts, request.reset_state)
-            known = entries[key] = _compile(cell, xs, request.state, row_consts)
-        return known
+        entry = _cache.entry(request.cell)
+        loop = entry.get(_key(request, entry))
+        consts = loop.trace.read_consts(step.cell) if isinstance(loop, Compiled) else []
+        if loop is None or (isinstance(loop, Compiled) and not loop.trace.fits(consts)):
+            loop = _compile_anew(request, step, entry)
+            consts = loop.trace.read_consts(step.cell) if isinstance(loop, Compiled) else []
+    if isinstance(loop, Compiled):
+        paths = (const.path for const in loop.trace.consts)
+        if (limit := limit_of(zip(paths, consts))) is not None:
+            return Refusal(limit, "call", loop.plan), []
+    return loop, consts
 
 
-def _compile(cell: Any, xs: Nested, state: Nested, row_consts: Nested) -> Compiled | Refusal:
-    _cache.compilations += 1
+def _compile_anew(request: Run, step: StepCall, entry: Entry) -> Compiled | Refusal:
+    """The names that the step's code mentions may have changed with it; what was compiled by others is let go then."""
+    previous = next(reversed(entry.made), None)
+    mentions = find_mentions(request.cell)
+    if mentions != entry.mentions:
+        entry.mentions = mentions
+        entry.made.clear()
+    key = _key(request, entry)
+    loop = _compile(step, mentions)
+    entry.put(key, loop)
+    entry.misses += 1
+    _cache.misses += 1
+    if entry.misses > MANY_COMPILATIONS and isinstance(loop, Compiled):
+        _warn_once(
+            request.cell,
+            f"dynamic_rnn compiles this cell again and again ({entry.misses} times so far): {_change(previous, key)}. "
+            f"Keep a number that changes in a tensor, and what does not change as it is.",
+        )
+    return loop
+
+
+def _compile(step: StepCall, mentions: Mentions) -> Compiled | Refusal:
+    stage: Stage = "capture"
+    plan = None
     try:
-        trace = trace_step(cell, xs, state, row_consts)
-        plan = make_plan(trace.pair)
-        return Compiled(trace, plan, NativeKernel(plan))
+        check_hooks(step.cell, mentions)
+        trace = trace_step(step.cell, step.xs, step.state, step.row_consts)
+        text = str(trace.pair)  # two layers of one kind and size have one step
+        if (kernel := _kernels.get(text)) is None:
+            stage = "plan"
+            plan = make_plan(trace.pair)
+            stage = "native"
+            kernel = _kernels[text] = NativeKernel(plan)
     except (CaptureError, PlanError, BackendError) as error:
-        return Refusal(str(error).rstrip("."))
+        return Refusal(str(error).rstrip("."), stage, plan)
+    no_gradient = kernel.lowered.no_backward
+    forward_only = Refusal(f"its gradient: {no_gradient}", "native", kernel.plan) if no_gradient is not None else None
+    return Compiled(trace, kernel.plan, kernel, forward_only)
+
+
+def _key(request: Run, entry: Entry) -> Hashable:
+    """A reset is part of the step; what it goes back to stands with the row constants."""
+    if entry.mentions is None:
+        entry.mentions = find_mentions(request.cell)
+    row_consts = (request.row_consts, request.reset_state)
+    words = signature(request.cell, request.ragged.xs, request.state, row_consts, entry.mentions)
+    return (request.reset is not None, *words)
+
+
+def _change(old: Any, new: Any) -> str:
+    """What a new trace is for, by the first word that differs."""
+    if old is not None and len(old) == len(new):
+        for place, (before, after) in enumerate(zip(old, new)):
+            if before != after:
+                name = new[place - 1] if isinstance(new[place - 1], str) else "a value"
+                return f"{name} was {_shown(before)} and is {_shown(after)}"
+    return "what it closes over changes from call to call"
+
+
+def _shown(word: Any) -> Any:
+    return word[1] if isinstance(word, tuple) and len(word) == 2 and isinstance(word[0], type) else word
+
+
+def _given(request: Run) -> tuple[tuple[str, Nested], ...]:
+    named = (
+        ("inputs", request.ragged.xs),
+        ("state", request.state),
+        ("row_consts", request.row_consts),
+        ("reset", request.reset),
+        ("reset_state", request.reset_state),
+    )
+    return tuple((name, value) for name, value in named if value is not None)
+
+
+def _wants_gradients(request: Run, consts: list[Tensor]) -> bool:
+    given = [leaf for _, value in _given(request) for leaf in leaves(value)]
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (*given, *consts))
+
+
+def _traced(request: Run) -> StepCall:
+    """What is traced: the cell, or the cell behind its resets."""
+    xs, row_consts = request.ragged.xs, request.row_consts
+    if request.reset is None:
+        return StepCall(request.cell, xs, request.state, row_consts)
+    both = (row_consts, request.reset_state)
+    return StepCall(ResetStep(request.cell), (xs, request.reset), request.state, both)
 
 
 class ResetStep:
@@ -161,68 +243,38 @@ class ResetStep:
         return self.cell(x, state, row_consts) if leaves(row_consts) else self.cell(x, state)
 
 
-def _unfit(request: Run) -> str | None:
-    """What the native backend does not do, whatever the cell computes."""
-    device = request.ragged.device
-    if device.type != "cpu":
-        return f"the inputs are on {device}, and machine code is made for the CPU"
-    if isinstance(request.cell, nn.Module):
-        for name, module in request.cell.named_modules():
-            if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-                return f"{name or 'the cell'} has hooks, which run at every step"
-    return None
-
-
-def _signature(request: Run) -> Hashable:
-    modules = request.cell.modules() if isinstance(request.cell, nn.Module) else ()
-    named = (request.ragged.xs, request.state, request.row_consts, request.reset, request.reset_state)
-    return (
-        tuple((leaf.shape[1:], leaf.dtype, leaf.requires_grad) for leaf in leaves(named) if leaf is not None),
-        tuple(module.training for module in modules),
-        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
-    )
-
-
-def _native(request: Run, loop: Compiled) -> tuple[Nested, Nested]:
-    ragged, xs, row_consts = request.ragged, request.ragged.xs, request.row_consts
-    if request.reset is not None:
-        xs, row_consts = (xs, request.reset), (row_consts, request.reset_state)
-    groups = [loop.trace.read_consts(_traced_cell(request)), leaves(row_consts), leaves(xs), leaves(request.state)]
+def _native(request: Run, loop: Compiled, consts: list[Tensor]) -> tuple[Nested, Nested]:
+    step = _traced(request)
+    groups = [consts, leaves(step.row_consts), leaves(step.xs), leaves(step.state)]
     noisy = bool(loop.plan.of_kind("noise"))
     call = NativeCall(
         loop.kernel,
-        Batch.of(ragged.lengths, _threads()),
+        Batch.of(request.ragged.lengths, torch.get_num_threads()),
         request.chunk,
         (len(groups[0]), len(groups[1]), len(groups[2]), len(groups[3])),
         draw_seed() if noisy else None,
-        _user_rows(ragged) if noisy else None,
+        request.ragged.user_order if noisy else None,
         request.memory,
     )
     ys, final = run_native(call, [tensor for group in groups for tensor in group])
     return unflatten(loop.trace.ys_structure, ys), unflatten(flatten(request.state)[1], final)
 
 
-def _traced_cell(request: Run) -> Any:
-    return request.cell if request.reset is None else ResetStep(request.cell)
+def _warn_once(cell: Any, message: str) -> None:
+    with _cache.lock:
+        told = _cache.entry(cell).told
+        if message in told:
+            return
+        told.add(message)
+    warnings.warn(message, BackendWarning, stacklevel=_stack_level())
 
 
-def _threads() -> int:
-    return torch.get_num_threads()
-
-
-def _user_rows(ragged: Ragged) -> np.ndarray:
-    return np.arange(ragged.batch_size) if ragged.order is None else ragged.order.cpu().numpy()
-
-
-def _warn_once(refusal: Refusal) -> None:
-    if not refusal.told:
-        refusal.told = True
-        warnings.warn(
-            f"dynamic_rnn runs this cell step by step in PyTorch (backend='portable'): {refusal.reason}. "
-            f"Say backend='portable' to run it so without this warning.",
-            BackendWarning,
-            stacklevel=4,
-        )
+def _stack_level() -> int:
+    """Of the first caller outside of this library."""
+    level, frame = 2, sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("throughtime."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _portable(request: Run) -> tuple[Nested, Nested]:
@@ -232,7 +284,7 @@ def _portable(request: Run) -> tuple[Nested, Nested]:
         request.row_consts,
         request.reset,
         request.reset_state,
-        CounterNoise(torch.from_numpy(_user_rows(request.ragged)).to(request.ragged.device)),
+        CounterNoise(torch.from_numpy(request.ragged.user_order).to(request.ragged.device)),
     )
     return run_portable(loop, request.memory, request.ragged.xs, request.state)
 

@@ -2,7 +2,8 @@
 
 from throughtime.capture.graph import ROWS, Input, InputKind, Node, Ref, Shape, StepGraph, StepPair
 from throughtime.capture.mentions import Mentions, find_mentions
-from throughtime.capture.signature import has_hooks, signature
+from throughtime.capture.recording import StepCall
+from throughtime.capture.signature import check_hooks, signature
 from throughtime.capture.trace import Const, StepTrace, trace_step
 
 __all__ = [
@@ -14,11 +15,12 @@ __all__ = [
     "Node",
     "Ref",
     "Shape",
+    "StepCall",
     "StepGraph",
     "StepPair",
     "StepTrace",
+    "check_hooks",
     "find_mentions",
-    "has_hooks",
     "signature",
     "trace_step",
 ]

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from throughtime._errors import CaptureError
 from throughtime._nested import Nested, leaves
 from throughtime.capture.mentions import Mentions
 from throughtime.capture.reach import is_closed, names_in, own_attributes
 from throughtime.capture.rules.making import LARGEST_TABLE
 
-__all__ = ["has_hooks", "signature"]
+__all__ = ["check_hooks", "signature"]
 
 _PLAIN = frozenset((str, bytes, type(None), torch.dtype, torch.device))
 _NUMBERS = frozenset((int, float, bool, complex))
@@ -31,7 +32,7 @@ _devices = ("cpu", "cuda")
 
 def signature(
     cell: Callable[..., Any], xs: Nested, state: Nested, row_consts: Nested = (), mentions: Mentions | None = None
-) -> Hashable:
+) -> tuple[Hashable, ...]:
     """Arguments as for `trace_step`; without `mentions` everything counts that the cell can reach."""
     words: list[Hashable] = [torch.get_default_dtype(), *map(_autocast_dtype, _devices)]
     for nested in (xs, row_consts):
@@ -41,9 +42,16 @@ def signature(
     return tuple(words)
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether something else runs with the module's forward or backward pass."""
-    own = module.__dict__
+def check_hooks(cell: Callable[..., Any], mentions: Mentions) -> None:
+    """Raises CaptureError for a module with hooks: what they do besides computing would happen once, not every step."""
+    walk = _Walk([], mentions)
+    walk.visit(cell)
+    if walk.hooked is not None:
+        who = "the cell" if walk.hooked is cell else f"the {type(walk.hooked).__name__} in the cell"
+        raise CaptureError(f"{who} has hooks, which run at every step.")
+
+
+def _has_hooks(own: dict[str, Any]) -> bool:
     return any(own.get(name) for name in _HOOKS)
 
 
@@ -75,6 +83,7 @@ class _Walk:
         self.words = words
         self.mentions = mentions
         self.names: frozenset[str] | None = None if mentions is None else mentions.names
+        self.hooked: nn.Module | None = None
         self._seen: dict[int, int] = {}
 
     def visit(self, value: Any) -> None:
@@ -131,8 +140,9 @@ class _Walk:
     def _visit_module(self, module: nn.Module) -> None:
         own = module.__dict__
         names = self._names_for(type(module))
-        if has_hooks(module):
+        if _has_hooks(own):
             self.words.append("hooks")
+            self.hooked = module
         for part in ("_parameters", "_buffers"):
             for name, tensor in own[part].items():
                 if tensor is None:

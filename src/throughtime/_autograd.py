@@ -36,18 +36,20 @@ class NativeCall:
 
 def run_native(call: NativeCall, flat: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """flat: consts, row consts, xs, carry -> (ys [N, ...], final carry [B, ...])."""
-    results = _Loop.apply(call, *flat)
+    # Inside a Function gradients are always off, and `needs_input_grad` does not know of `no_grad`.
+    training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in flat)
+    results = _Loop.apply(call, training, *flat)
     count = len(call.kernel.plan.ys)
     return list(results[:count]), list(results[count:])
 
 
 class _Loop(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: NativeCall, *flat: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, call: NativeCall, training: bool, *flat: Tensor) -> tuple[Tensor, ...]:
         kernel = call.kernel
         consts, rows, xs, carry = call.split(flat)
         bound = kernel.bind(call.batch, consts, rows, xs, call.seed, call.user_rows)
-        schedule = kernel.schedule(call.memory, call.batch) if any(ctx.needs_input_grad) else None
+        schedule = kernel.schedule(call.memory, call.batch, call.chunk) if training else None
         ys, final, kept = kernel.forward(bound, carry, call.chunk, schedule)
         if schedule is not None:
             ctx.call, ctx.schedule, ctx.kept = call, schedule, kept.without_tensors()
@@ -69,7 +71,7 @@ class _Loop(torch.autograd.Function):
         gradients = [*found["consts"], *found["row_consts"], *found["xs"], *found["carry"]]
         if torch.is_grad_enabled():
             gradients = [None if g is None else _NoSecondDerivative.apply(g, *flat) for g in gradients]
-        return (None, *gradients)
+        return (None, None, *gradients)
 
 
 def _cut(items: tuple[Any, ...], place: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from decode.models import END, KINDS, START, Counting, Model, alone, make_model, make_varied
 from throughtime import GRUCell, dynamic_rnn
 from throughtime._nested import map_leaves
+from throughtime._pipeline import compilations
 from throughtime.decode import AttentionWrapper, Beam, Greedy, LuongAttention, Sample, generate, generate_stream
 
 PLAIN = ["gru", "lstm", "stack"]
@@ -66,9 +67,23 @@ def test_scores_are_those_of_teacher_forcing(kind: str) -> None:
 def test_a_row_that_has_ended_is_not_run(kind: str, strategy: Any) -> None:
     model = make_varied(kind, 8, strategy)
     cell = Counting(model.cell)
-    got = generate(cell, model.starts, END, strategy=strategy, max_steps=10, **model.given())
+    got = generate(cell, model.starts, END, strategy=strategy, max_steps=10, backend="portable", **model.given())
     assert len(set(got.lengths.tolist())) > 2
     assert cell.rows == [int((got.lengths > t).sum()) for t in range(int(got.lengths.max()))]
+
+
+@pytest.mark.parametrize("kind", ["gru", "luong"])
+def test_compiled_greedy_decoding_is_the_eager_one_and_is_compiled_once(kind: str) -> None:
+    """The output layer reads the attention that the step has just written into its state."""
+    model = make_varied(kind, 8, Greedy())
+    eager = generate(model.cell, model.starts, END, max_steps=40, backend="portable", **model.given())
+    got = generate(model.cell, model.starts, END, max_steps=40, **model.given())
+    assert torch.equal(got.ids, eager.ids)
+    assert torch.equal(got.lengths, eager.lengths)
+    torch.testing.assert_close(got.scores, eager.scores, rtol=1e-10, atol=1e-10)
+    before = compilations()
+    generate(model.cell, model.starts, END, max_steps=7, **model.given())
+    assert compilations() == before
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,6 +10,7 @@ from torch import Tensor
 from throughtime._nested import Nested, flatten, leaves, unflatten
 from throughtime._types import Backend
 from throughtime.decode.beams import BeamRules
+from throughtime.decode.compiled import greedy_steps
 from throughtime.decode.feedback import Constraint, Feedback, Request, prepare
 from throughtime.decode.prompt import read_prompts
 from throughtime.decode.search import Hypotheses, search
@@ -90,7 +91,7 @@ def generate(
         initial_state: of the cell, before the prompt; by default its own.
         start_length: the length of each prompt [B, P], by default P.
         alignments: whether to return the weights of an attention cell.
-        backend: what runs the prompts, as in `dynamic_rnn`.
+        backend: what runs the prompts, as in `dynamic_rnn`, and greedy decoding, which is compiled as a whole.
 
     Returns:
         a `Generation`.
@@ -111,8 +112,7 @@ def generate(
     if isinstance(strategy, Beam):
         rules = BeamRules(strategy.width, request.end_token, strategy.length_penalty, strategy.coverage_penalty)
         return _best(search(request, rules))
-    choose = choose_by(_checked(strategy), request.batch_size, request.ids.device)
-    return _collect(request, list(steps_of(request, choose)))
+    return _collect(request, list(_steps(request, strategy, backend)))
 
 
 def generate_stream(
@@ -145,8 +145,17 @@ def generate_stream(
     request = _request(
         cell, start, eos, embed, output_layer, max_steps, constraint, initial_state, start_length, False, backend
     )
-    choose = choose_by(_checked(strategy), request.batch_size, request.ids.device)
-    return (StreamedStep(step.rows, step.ids, step.scores) for step in steps_of(request, choose))
+    steps = _steps(request, strategy, backend)
+    return (StreamedStep(step.rows, step.ids, step.scores) for step in steps)
+
+
+@torch.no_grad()
+def _steps(request: Request, strategy: Any, backend: Backend) -> Iterator[Step]:
+    """Compiled where that can be, else step by step."""
+    compiled = greedy_steps(request, backend) if isinstance(_checked(strategy), Greedy) else None
+    if compiled is not None:
+        return compiled
+    return steps_of(request, choose_by(strategy, request.batch_size, request.ids.device))
 
 
 @torch.no_grad()

@@ -24,11 +24,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Embedding:
-    """ids [...] -> inputs of the cell [..., E]; `size`: how many ids there are, None where that is not known."""
+    """ids [...] -> inputs of the cell [..., E]; `size`: how many ids there are, None where that is not known.
+
+    given: what the user gave, by which two embeddings are the same.
+    """
 
     look_up: Callable[[Tensor], Nested]
     size: int | None
     device: torch.device | None
+    given: Any = None
 
     def __call__(self, ids: Tensor) -> Nested:
         return self.look_up(ids)
@@ -39,11 +43,11 @@ def read_embedding(name: str, given: Any) -> Embedding:
     if given is None:
         return Embedding(lambda ids: ids, None, None)
     if isinstance(given, nn.Embedding):
-        return Embedding(given, given.num_embeddings, given.weight.device)
+        return Embedding(given, given.num_embeddings, given.weight.device, given)
     if callable(given):
-        return Embedding(given, None, None)
+        return Embedding(given, None, None, given)
     if isinstance(given, Tensor) and given.dim() == 2:
-        return Embedding(lambda ids: F.embedding(ids, given), given.shape[0], given.device)
+        return Embedding(lambda ids: F.embedding(ids, given), given.shape[0], given.device, given)
     got = f"a tensor {list(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
     raise TypeError(f"{name}: embedding must be a table [vocabulary, features] or a function of ids, got {got}.")
 

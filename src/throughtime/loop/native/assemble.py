@@ -14,6 +14,7 @@ from throughtime.loop.native.program import (
     Expression,
     Gather,
     Immediate,
+    Index,
     Load,
     Op,
     Operand,
@@ -95,7 +96,14 @@ class _Assembler:
         if item is None or want.add or not same_elements(self.r.sources[str(want.value)], item):
             return False
         whole = want.to.is_whole and want.to.offset == 0 and want.buffer.width == math.prod(want.to.shape)
-        return whole and (want.buffer.kind in ("pair", "block") or not item.is_pass)
+        return whole and (want.buffer.kind in ("pair", "block") or self._only_stored(item))
+
+    def _only_stored(self, item: Item) -> bool:
+        """A product may write a state in place only if nothing else reads its value: the place holds the old one."""
+        name = item.node.name
+        wants = [w for w in self.r.wants if self._base(w) == name]
+        read = any(self.r.sources[o].base == name for i in self.r.items.values() for o in _sources_of(i, self.r))
+        return not item.is_pass and len(wants) == 1 and not read
 
     def _read_from_storage(self) -> set[str]:
         needed = set()
@@ -167,6 +175,8 @@ class _Assembler:
         return SubPass(space, tuple(expressions), tuple(stores))
 
     def _operand(self, arg: Any, item: Item, here: set[str]) -> Operand:
+        if isinstance(arg, Index):
+            return arg
         if not isinstance(arg, Ref):
             return Immediate(float(arg))
         if arg.name in self.r.immediates:
@@ -200,7 +210,8 @@ class _Assembler:
         node, home = item.node, self.homes[item.node.name].base
         if node.op == "embedding":
             table, index = node.operands
-            yield Gather(self._located(table).base, self._located(index), home, self.r.values[table].shape[-1])
+            rows, width = self.r.values[table].shape
+            yield Gather(self._located(table).base, self._located(index), home, width, rows)
             return
         bias, *pairs = node.args
         init = None if bias is None else self._located(bias.name)
@@ -211,6 +222,10 @@ class _Assembler:
             self.weights[w.name] = (k, n)
             yield Product(self._located(x.name), w.name, home, init, k, n, vectors)
             init = contiguous(home, (math.prod(item.walk),))
+
+
+def _sources_of(item: Item, resolved: Resolved) -> list[str]:
+    return [operand for operand in item.node.operands if operand in resolved.sources]
 
 
 def _merged(ops: Sequence[Op]) -> list[Op]:

@@ -126,7 +126,11 @@ def _emit_gather(e: Emitter, element: ir.Type, op: Gather, place: "_Places", buf
     width = buffers[op.index.base].width
 
     def one_row(i: Value, _: list[Value]) -> None:
-        chosen = e.load(index, I64, e.add(e.mul(i, width), op.index.offset))
+        place = e.add(e.mul(i, width), op.index.offset)
+        if buffers[op.index.base].integer:
+            chosen = e.load(index, I64, place)
+        else:
+            chosen = e.max(e.min(e.b.fptosi(e.load(index, element, place), I64), op.rows - 1), 0)
         source = e.offset(table, e.mul(chosen, op.width), element)
         target_row = e.offset(to, e.mul(i, buffers[op.to].width), element)
 

@@ -10,16 +10,17 @@ from torch import Tensor
 
 from throughtime.capture.interpret import run_node
 from throughtime.loop.native.batch import Batch, Bound, Located
+from throughtime.loop.native.costs import costs_of
 from throughtime.loop.native.emit import element_type, emit_contractions, emit_program
 from throughtime.loop.native.execute import Kept, go_back, go_forward
 from throughtime.loop.native.gemm import products_library
 from throughtime.loop.native.jit import CompiledModule, compile_module
 from throughtime.loop.native.lower import Lowered, lower
-from throughtime.loop.native.program import Program
-from throughtime.loop.native.sums import check_reductions, own_sums
+from throughtime.loop.native.program import Gather, Program
+from throughtime.loop.native.sums import own_sums
 from throughtime.loop.native.target import Target, host_target
 from throughtime.plan.loop_plan import LoopPlan
-from throughtime.plan.memory import Costs, MemoryPolicy, Schedule, choose
+from throughtime.plan.memory import MemoryPolicy, Schedule, choose
 
 __all__ = ["Batch", "Bound", "Kept", "NativeKernel"]
 
@@ -34,7 +35,6 @@ class NativeKernel:
         self.element = element_type(self.lowered.element)
         self.library = products_library(self.target, self.element)
         self._code: dict[tuple[str, int | None], CompiledModule] = {}
-        check_reductions(self.lowered.reductions)
         self.own_sums = own_sums(self.lowered.reductions)
 
     # --- one call
@@ -54,21 +54,23 @@ class NativeKernel:
             env[node.name] = run_node(node, env, 0)
         row_consts = {f"row_consts:{k}": self._as_numbers(tensor) for k, tensor in enumerate(rows)}
         located = {f"xs:{k}": Located(self._as_numbers(tensor)) for k, tensor in enumerate(xs)}
+        self._check_indices(located)
         return Bound(batch, env, located, row_consts, seed, user_rows)
 
-    def schedule(self, policy: MemoryPolicy, batch: Batch) -> Schedule:
-        """The schedule of a memory policy for a batch."""
-        return choose(policy, self.costs(batch))
+    def _check_indices(self, xs: Mapping[str, Located]) -> None:
+        """Machine code reads the table where an id says, so ids are checked first."""
+        for op in self.lowered.inference.ops:
+            if isinstance(op, Gather) and op.index.base in xs:
+                ids = xs[op.index.base].tensor
+                if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= op.rows):
+                    raise IndexError(
+                        f"dynamic_rnn: an id that looks up a table lies between 0 and {op.rows - 1}, "
+                        f"got {int(ids.min())} to {int(ids.max())}. Check the vocabulary."
+                    )
 
-    def costs(self, batch: Batch) -> Costs:
-        """What the plan keeps and computes for a batch."""
-        size = torch.empty(0, dtype=self.lowered.element).element_size()
-        widths = self._buffers("training")
-        outputs = sum(width for name, width in widths.items() if name.startswith("ys:"))
-        state = sum(math.prod(c.shape[1:]) for c in self.plan.of_kind("carry"))
-        products = self.lowered.training.weights.values()
-        flops = 2 * sum(k * n for k, n in products)
-        return Costs(batch.offsets, batch.active, self.residual_bytes, outputs * size, state * size, flops)
+    def schedule(self, policy: MemoryPolicy, batch: Batch, chunk: int) -> Schedule:
+        """The schedule of a memory policy for a batch."""
+        return choose(policy, costs_of(self, batch, chunk))
 
     def forward(
         self, bound: Bound, carry: Sequence[Tensor], chunk: int, schedule: Schedule | None
@@ -142,14 +144,14 @@ class NativeKernel:
         buffer = self.program("backward").buffers.get(name)
         return torch.zeros(count, buffer.width if buffer else 1, dtype=self.lowered.element)
 
-    def _buffers(self, direction: str) -> dict[str, int]:
+    def buffers(self, direction: str) -> dict[str, int]:
         """The width of every buffer that any form of the direction uses."""
         programs = (self.program(direction), *self.lowered.staged.get(direction, ()))
         return {name: buffer.width for program in programs for name, buffer in program.buffers.items()}
 
     def empty(self, direction: str, prefixes: tuple[str, ...], count: int) -> dict[str, Tensor]:
         """Buffers of a direction with `count` entries each."""
-        wanted = {name: width for name, width in self._buffers(direction).items() if name.startswith(prefixes)}
+        wanted = {name: width for name, width in self.buffers(direction).items() if name.startswith(prefixes)}
         return {name: torch.empty(count, width, dtype=self.lowered.element) for name, width in wanted.items()}
 
     @cached_property
@@ -164,9 +166,9 @@ class NativeKernel:
     @cached_property
     def residual_bytes(self) -> int:
         """Of one pair, outputs left out."""
-        widths = self._buffers("training")
-        size = torch.empty(0, dtype=self.lowered.element).element_size()
-        return size * sum(width for name, width in widths.items() if name.startswith(("saved:", "trace:")))
+        widths = self.buffers("training")
+        saved = sum(width for name, width in widths.items() if name.startswith(("saved:", "trace:")))
+        return saved * self.lowered.element.itemsize
 
     def _shaped(self, flat: Tensor, name: str) -> Tensor:
         return flat.view(len(flat), *self.plan.values[name].shape[1:])

@@ -22,12 +22,14 @@ class Lowered:
     """The programs of a plan. `inference` keeps nothing for a backward pass; backward is None without gradients."""
 
     inference: Program
-    training: Program
+    training: Program | None
     backward: Program | None
     element: torch.dtype
     reductions: tuple["Reduction", ...]
     staged: dict[str, tuple[Program, Program]]
     """For few rows: by direction, the two programs that do the same in this order, one over pairs and one by steps."""
+    no_backward: str | None = None
+    """Why the forward pass alone runs natively."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,33 @@ class Reduction:
 def lower(plan: LoopPlan) -> Lowered:
     """Raises BackendError with the name of the first operator that the native backend has not."""
     element = _element(plan)
-    inference, training = _lower_forward(plan, False), _lower_forward(plan, True)
-    backward, reductions = _lower_backward(plan) if any(_gradients(plan)) else (None, ())
-    forms = {"inference": inference, "training": training, "backward": backward}
-    staged = {name: form.staged for name, form in forms.items() if form is not None and form.staged is not None}
-    whole = None if backward is None else backward.whole
-    return Lowered(inference.whole, training.whole, whole, element, tuple(reductions), staged)
+    inference = _lower_forward(plan, False)
+    if not any(_gradients(plan)):
+        return Lowered(inference.whole, None, None, element, (), _staged({"inference": inference}))
+    try:
+        training = _lower_forward(plan, True)
+        backward, reductions = _lower_backward(plan)
+        _check_reductions(reductions)
+    except BackendError as error:
+        return Lowered(inference.whole, None, None, element, (), _staged({"inference": inference}), str(error))
+    staged = _staged({"inference": inference, "training": training, "backward": backward})
+    return Lowered(inference.whole, training.whole, backward.whole, element, tuple(reductions), staged)
+
+
+def _staged(forms: dict[str, "_Forms"]) -> dict[str, tuple[Program, Program]]:
+    return {name: form.staged for name, form in forms.items() if form.staged is not None}
+
+
+def _check_reductions(reductions: Sequence[Reduction]) -> None:
+    """Raises BackendError for a sum over rows that has no kernel."""
+    for reduction in reductions:
+        op, views = reduction.node.op, reduction.operands
+        if op == "outer":
+            fits = all(len(v.shape) == 1 and v.strides[0] == 1 for v in views)
+        else:
+            fits = op in ("sum", "embedding_dense_backward") and all(v.is_whole for v in views)
+        if not fits:
+            raise BackendError(f"the gradient sums over rows through '{op}' ({reduction.node}), which has no kernel")
 
 
 @dataclass(frozen=True)
@@ -163,7 +186,7 @@ def _read_consts(assembly: Assembly, plan: LoopPlan) -> None:
 
 def _read_inputs(assembly: Assembly, plan: LoopPlan) -> None:
     for k, x in enumerate(plan.of_kind("xs")):
-        integer = x.dtype in (torch.int64, torch.int32)
+        integer = not x.dtype.is_floating_point and x.dtype != torch.bool
         assembly.read(x.name, Buffer(f"xs:{k}", "pair", width_of(x.shape), integer=integer))
     for k, noise in enumerate(plan.of_kind("noise")):
         assembly.read(noise.name, Buffer(f"noise:{k}", "pair", width_of(noise.shape), local=True))

@@ -131,6 +131,8 @@ def _to_dtype(e: Emitter, args: list[Value], node: Node) -> Value:
         return _truth(e, value)
     if dtype == torch.bfloat16:
         return _round_to_bfloat16(e, value)
+    if not dtype.is_floating_point:
+        return vecmath.emit_inline("trunc", e.b, value)
     return value
 
 

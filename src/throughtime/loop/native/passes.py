@@ -13,7 +13,7 @@ from llvmlite import ir
 from throughtime._errors import BackendError
 from throughtime.loop.native.ir import Emitter, Value
 from throughtime.loop.native.operators import apply, combine, identity, is_boolean
-from throughtime.loop.native.program import Buffer, Expression, Immediate, Load, Operand, Pass, Store, SubPass
+from throughtime.loop.native.program import Buffer, Expression, Immediate, Index, Load, Operand, Pass, Store, SubPass
 from throughtime.loop.native.views import View
 
 __all__ = ["emit_pass"]
@@ -233,12 +233,20 @@ class _Walk:
             return known[operand]
         if isinstance(operand, Immediate):
             return self.e.constant(self.element, operand.value)
+        if isinstance(operand, Index):
+            return self._index(at)
         if operand not in loaded:
             value = self._load(operand.view, at, mask)
             if operand.boolean:
                 value = self.e.b.fcmp_unordered("!=", value, self.e.constant(self.element, 0.0))
             loaded[operand] = value
         return loaded[operand]
+
+    def _index(self, at: list[Value]) -> Value:
+        """The last axis is the only one, so it is the vectors' own."""
+        first = self.e.splat(self.e.b.sitofp(at[self.vector_axis], self.element))
+        lanes = ir.Constant(self.e.vector(self.element), [float(lane) for lane in range(self.lanes)])
+        return self.e.b.fadd(first, lanes)
 
     def _as_number(self, value: Value) -> Value:
         if not is_boolean(value):

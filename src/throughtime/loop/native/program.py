@@ -60,7 +60,12 @@ class Load:
     boolean: bool = False
 
 
-Operand = str | Load | Immediate
+@dataclass(frozen=True, slots=True)
+class Index:
+    """The place of an element along the last axis of the walk, as a number."""
+
+
+Operand = str | Load | Immediate | Index
 """Of an expression: a value of the same sub-pass (in a register), a load, or a number."""
 
 
@@ -129,12 +134,13 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """to[row] = table[index[row]]"""
+    """to[row] = table[index[row]], a table of so many `rows`. An index that was computed is cut to its bounds."""
 
     table: str
     index: View
     to: str
     width: int
+    rows: int
 
     def __str__(self) -> str:
         return f"  gather {self.to} = {self.table}[{_word(self.index)}]"
@@ -166,4 +172,6 @@ def _word(operand: Operand | View) -> str:
     if isinstance(operand, View):
         whole = operand.offset == 0 and operand.is_whole
         return operand.base if whole else f"{operand.base}[{operand.offset}; {list(operand.strides)}]"
+    if isinstance(operand, Index):
+        return "index"
     return str(operand.value) if isinstance(operand, Immediate) else operand

@@ -8,10 +8,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from throughtime._errors import BackendError
 from throughtime.capture.graph import ROWS, Input, Node, Ref
 from throughtime.loop.native.operators import ELEMENTWISE, REDUCTIONS
-from throughtime.loop.native.program import Buffer, Immediate
+from throughtime.loop.native.program import Buffer, Immediate, Index
 from throughtime.loop.native.views import Features, View, contiguous, feature_shape, squeeze, view_through
 
 __all__ = ["Item", "Resolved", "Want", "same_elements"]
@@ -97,10 +99,12 @@ class Resolved:
             self._take_bmm(node)
         elif node.op == "affine":
             self._take_affine(node)
-        elif node.op == "embedding" or node.op in ELEMENTWISE:
-            self._compute(Item(node, feature_shape(node.shape)))
         elif node.op in REDUCTIONS:
             self._take_reduction(node)
+        elif node.op == "embedding" or node.op in ELEMENTWISE:
+            self._compute(Item(node, feature_shape(node.shape)))
+        elif node.op in ("argmax", "argmin"):
+            self._take_place(node)
         else:
             raise BackendError(f"operator '{node.op}' ({node}) is not in the native backend's table")
 
@@ -160,6 +164,34 @@ class Resolved:
         if any(a < 0 for a in axes):
             raise BackendError(f"'{node.op}' ({node}) reduces over rows")
         self._compute(Item(node, feature_shape(self.values[node.operands[0]].shape), axes))
+
+    def _take_place(self, node: Node) -> None:
+        """Before: argmax(a)
+        After:  amin(where(a == amax(a), index, last))      the first of equal ones; `last` where there is a NaN
+        """
+        (a,) = node.operands
+        shape = self.values[a].shape
+        count = shape[-1]
+        if node.attributes.get("dim") != len(shape) - 1 or math.prod(shape[1:]) != count:
+            raise BackendError(f"'{node.op}' ({node}) is taken along the only axis of a row, or not at all")
+        dims = (("dims", (len(shape) - 1,)), ("keepdim", True))
+        like = Node(
+            f"{node.name}.extreme", "amax" if node.op == "argmax" else "amin", (Ref(a),), dims, shape, node.dtype
+        )
+        like = replace(like, dtype=self.values[a].dtype)
+        extreme = replace(like, shape=(*shape[:-1], 1))
+        hit = replace(
+            like, name=f"{node.name}.hit", op="eq", args=(Ref(a), Ref(extreme.name)), kwargs=(), dtype=torch.bool
+        )
+        place_args = (Ref(hit.name), Index(), float(count - 1))
+        place = replace(like, name=f"{node.name}.place", op="where", args=place_args, kwargs=())
+        first = replace(node, op="amin", args=(Ref(place.name),), kwargs=dims)
+        for part in (extreme, hit, place, first):
+            self.values[part.name] = part
+        self._compute(Item(extreme, feature_shape(shape), (len(shape) - 2,)))
+        self._compute(Item(hit, feature_shape(shape)))
+        self._compute(Item(place, feature_shape(shape)))
+        self._compute(Item(first, feature_shape(shape), (len(shape) - 2,)))
 
     def _take_affine(self, node: Node) -> None:
         """Products read whole vectors: an operand that lies otherwise is copied first."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from throughtime._errors import BackendError
 from throughtime.capture.graph import Node
 from throughtime.loop.native.batch import Batch, Located
 from throughtime.loop.native.emit import Contraction
@@ -25,7 +24,7 @@ from throughtime.plan.memory import BLOCK
 if TYPE_CHECKING:
     from throughtime.loop.native.kernel import NativeKernel
 
-__all__ = ["OwnSum", "Sums", "check_reductions", "own_sums"]
+__all__ = ["OwnSum", "Sums", "own_sums"]
 
 BLOCKS_PER_SUM = 16
 """Blocks that one sum runs over before it is added to the total: a sum over a million steps keeps its digits."""
@@ -68,18 +67,6 @@ def own_sums(reductions: Sequence[Reduction]) -> list[OwnSum]:
 def _both(items: Sequence) -> tuple:
     """An operand that is contracted with itself is named once."""
     return items[0], items[-1]
-
-
-def check_reductions(reductions: Sequence[Reduction]) -> None:
-    """Raises BackendError for a sum over rows that has no kernel."""
-    for reduction in reductions:
-        op, views = reduction.node.op, reduction.operands
-        if op == "outer":
-            fits = all(len(v.shape) == 1 and v.strides[0] == 1 for v in views)
-        else:
-            fits = op in ("sum", "embedding_dense_backward") and all(v.is_whole for v in views)
-        if not fits:
-            raise BackendError(f"the gradient sums over rows through '{op}' ({reduction.node}), which has no kernel")
 
 
 class Sums:

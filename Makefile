@@ -15,6 +15,10 @@ test: $(READY) lint  ## everything that CI runs
 test-all: $(READY) lint  ## the slow set too
 	$(BIN)/python -m pytest -q -n 2
 
+bench: $(READY)  ## compiled loops beside PyTorch's layers and the plain loop; draws the picture
+	mkdir -p docs/images
+	$(BIN)/python benchmarks/loops.py --picture docs/images/loops.png
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -6,7 +6,7 @@ know, and is refused.
 """
 
 from dataclasses import dataclass
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from throughtime.capture.reach import reachable
 __all__ = ["Attributes", "Change"]
 
 _ABSENT = object()
+_NOT_HELD = (type, ModuleType, Tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Attributes:
         elif isinstance(value, FunctionType):
             for name, cell in zip(value.__code__.co_freevars, value.__closure__ or ()):
                 self._holders.append(_Holder(f"{path}.<closure>.{name}", cell, _contents(cell)))
-        elif isinstance(own := getattr(value, "__dict__", None), dict) and not isinstance(value, (type, Tensor)):
+        elif isinstance(own := getattr(value, "__dict__", None), dict) and not isinstance(value, _NOT_HELD):
             parts = ("_parameters", "_buffers", "_modules") if isinstance(value, nn.Module) else ()
             for target in (own, *(own[part] for part in parts)):
                 self._holders.append(_Holder(path, target, dict(target)))

@@ -4,7 +4,9 @@ Breadth first, so that a tensor reached in two ways has the shorter path. A path
 closures, `functools.partial`, bound methods, and those globals that the code of a reached function names.
 """
 
+import argparse
 import operator
+import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -29,7 +31,8 @@ __all__ = [
 ]
 
 MOST_OBJECTS, LONGEST_CONTAINER = 20_000, 10_000
-_CLOSED_TO_US = ("torch", "numpy", "builtins", "typing", "collections", "functools", "threading", "logging", "re")
+_CLOSED_TO_US = frozenset(sys.stdlib_module_names - {"__main__"}) | {"torch", "numpy", "pytest", "_pytest"}
+_HOLDERS = (types.SimpleNamespace, argparse.Namespace)
 PLAIN = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, types.BuiltinFunctionType)
 
 
@@ -217,4 +220,4 @@ def names_in(code: types.CodeType) -> frozenset[str]:
 
 def is_closed(thing: Any) -> bool:
     """Whether a class or function is of a library whose insides hold none of the user's tensors."""
-    return (getattr(thing, "__module__", None) or "").split(".")[0] in _CLOSED_TO_US
+    return (getattr(thing, "__module__", None) or "").split(".")[0] in _CLOSED_TO_US and thing not in _HOLDERS

@@ -17,6 +17,7 @@ from throughtime.capture.graph import ROWS, Input, InputKind, Shape
 from throughtime.capture.names import Names
 from throughtime.capture.reach import Route
 from throughtime.capture.rowcount import rows_are
+from throughtime.capture.rows import list_sizes
 from throughtime.capture.stand_ins import StandIns
 from throughtime.capture.tape import Call, Tape, shown_line
 
@@ -127,7 +128,16 @@ class _Recorder:
             result = call.cell(*given)
         output, next_state = split_result(result, state)
         check_output(output, self._rows)
+        self._check_row_axes(output)
         return output, next_state
+
+    def _check_row_axes(self, output: Nested) -> None:
+        for path, leaf in leaves_with_paths(output, "output"):
+            if sum(n > 0 and n % self._rows == 0 for n in leaf.shape) > 1:
+                raise CaptureError(
+                    f"{path} of shape {list_sizes(leaf.shape, self._rows)} holds an entry for every pair of rows, but "
+                    "a row must not meet the others. Return what each row has."
+                )
 
     def gradients(self, ys: Sequence[Tensor], next_carry: Sequence[Tensor]) -> dict[str, Tensor]:
         """Of every input that wants one, given the gradients of the outputs."""
@@ -173,6 +183,8 @@ class _Recorder:
         """What stands for a tensor that the cell closes over."""
         if real.layout != torch.strided or real.is_quantized:
             raise CaptureError(f"the step closes over a tensor that is not dense ({real.layout}).")
+        if any(n and n % self._rows == 0 for n in real.shape):
+            raise CaptureError(f"the step closes over a tensor with an axis of {self._rows}, a size kept for tracing.")
         route = self._routes.get(id(real))
         path = route.path if route else f"a tensor of shape {list(real.shape)} that no attribute of the cell holds"
         leaf = self._leaf(tuple(real.shape), real.stride(), real, real.requires_grad)

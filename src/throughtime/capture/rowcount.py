@@ -51,13 +51,14 @@ def _rows() -> int | None:
     return getattr(_trace, "rows", None)
 
 
-def is_row_count(n: int) -> bool:
-    return _mark(n) is not n
+def is_row_count(n: Any) -> bool:
+    """Also of a plain one, such as `len(x)` gives."""
+    rows = _rows()
+    return isinstance(n, int) and bool(rows and n and int.__mod__(n, rows) == 0)
 
 
 def _mark(n: int) -> int:
-    rows = _rows()
-    return RowCount(n) if rows and n and n % rows == 0 else n
+    return RowCount(n) if is_row_count(n) else n
 
 
 def _refuse(what: str) -> CaptureError:
@@ -97,7 +98,7 @@ def _comparison(name: str, known: Callable[[Any], bool]) -> Any:
     compare = getattr(int, name)
 
     def method(self: RowCount, other: Any) -> Any:
-        free = isinstance(other, RowCount) or not isinstance(other, (int, float)) or _rows() is None
+        free = _rows() is None or not isinstance(other, (int, float)) or is_row_count(other)
         if free or known(other):
             return compare(self, other)
         raise _refuse(f"compares {other} with")

@@ -52,7 +52,9 @@ class StandIns(TorchFunctionMode):
         return mark_rows(result) if func in _SIZES else result
 
     def _attribute(self, getter: Any, tensor: Tensor, *owner: Any) -> Any:
-        """PyTorch reads these from C++ too, where an exception would end the process: nothing is refused here."""
+        """PyTorch reads some of these from C++, where an exception ends the process: only `.shape` may be refused."""
+        if getter.__self__ is Tensor.shape and isinstance(tensor, FakeTensor) and self._check is not None:
+            self._check(tensor)
         if isinstance(tensor, FakeTensor) or getter.__self__ in _KEEP_IDENTITY:
             result = getter(tensor, *owner)
         else:

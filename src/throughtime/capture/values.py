@@ -9,7 +9,7 @@ import torch
 
 from throughtime.capture.builder import Builder, Number, Operand, as_dtype
 from throughtime.capture.folding import fold, simplify
-from throughtime.capture.graph import ROWS, Input, Ref, Shape
+from throughtime.capture.graph import ROWS, Input, Ref
 from throughtime.capture.rows import (
     MixedRows,
     Place,
@@ -107,12 +107,13 @@ class Values:
         """Elementwise: operands are brought to the dtype `within` (that of the result, unless said)."""
         within = within or dtype
         sizes = broadcast([x.sizes for x in operands if isinstance(x, Value)])
-        place = self._common_place(operands, len(sizes))
+        given = self._with_numbers(operands, sizes)
+        del operands
+        place = self._common_place(given, len(sizes))
         shape = graph_shape(sizes, place)
-        args = [self._operand(x, len(sizes), place, within) for x in operands]
-        if op == "where" and isinstance(operands[0], Value):
-            args[0] = self.arranged(operands[0], len(sizes), place)
-        args = self._with_numbers(args, shape)
+        args = [self._operand(x, len(sizes), place, within) for x in given]
+        if op == "where" and isinstance(given[0], Value):
+            args[0] = self.arranged(given[0], len(sizes), place)
         numbers = [self.builder.number(a) for a in args]
         if all(n is not None for n in numbers):
             return self.wrap(self.builder.full(shape, fold(op, numbers, within), dtype), sizes, place)
@@ -120,10 +121,13 @@ class Values:
         return self.wrap(ref or self.builder.emit(op, tuple(args), shape, dtype), sizes, place)
 
     def _common_place(self, operands: Sequence["Value | Number"], rank: int) -> Place | None:
+        """Values that are filled with one number have their rows wherever they are wanted."""
+        values = [x for x in operands if isinstance(x, Value) and x.place is not None]
+        telling = [x for x in values if self.number(x) is None] or values[:1]
         places = {
             Place(x.place.axis + rank - len(x.sizes), x.place.before, x.place.after)
-            for x in operands
-            if isinstance(x, Value) and x.place is not None
+            for x in telling
+            if x.place is not None
         }
         if len(places) > 1:
             shown = " and ".join(list_sizes(x.sizes, self.rows) for x in operands if isinstance(x, Value))
@@ -135,18 +139,18 @@ class Values:
             return as_dtype(self.plain(x), dtype)
         return self.builder.cast(self.arranged(x, rank, place), dtype)
 
-    def _with_numbers(self, args: list[Operand], shape: Shape) -> list[Operand]:
-        """Values that are filled with one number become the number, as long as the shape needs no other operand."""
-        filled = [isinstance(a, Ref) and self.builder.number(a) is not None for a in args]
-        others = [self.builder.shape(a) for a, f in zip(args, filled) if isinstance(a, Ref) and not f]
-        if not others or broadcast(others) != shape:
-            return args
-        return [self.builder.number(a) if f else a for a, f in zip(args, filled)]  # type: ignore[misc]
+    def _with_numbers(self, operands: Sequence["Value | Number"], sizes: Sizes) -> Sequence["Value | Number"]:
+        """Values that are filled with one number become the number, as long as the sizes need no other operand."""
+        others = [x.sizes for x in operands if isinstance(x, Value) and self.number(x) is None]
+        if not others or broadcast(others) != sizes:
+            return operands
+        return [x if (number := self.number(x)) is None else number for x in operands]
 
     def arranged(self, x: Value, rank: int, place: Place | None) -> Ref:
         """`x` in the graph so that it broadcasts against a value of `rank` axes with rows at `place`."""
         if place is None:
             return x.ref
+        x = self.placed(x, Place(place.axis + len(x.sizes) - rank, place.before, place.after))
         missing = rank - len(x.sizes)
         shape = self.builder.shape(x.ref)
         if x.place is not None:
@@ -158,6 +162,13 @@ class Values:
         front = x.sizes[: max(place.axis - missing, 0)]
         middle = [1] * len(place.parts) if front else []
         return self.builder.view(x.ref, (*front, *middle, *tail))
+
+    def placed(self, x: Value, place: Place | None) -> Value:
+        """The same, with its rows at `place` if it is filled with one number."""
+        number = self.number(x)
+        if x.place is None or x.place == place or number is None:
+            return x
+        return self.wrap(self.builder.full(graph_shape(x.sizes, place), number, x.dtype), x.sizes, place)
 
     def expand(self, x: Value, sizes: Sequence[int]) -> Value:
         sizes = tuple(sizes)
@@ -172,8 +183,9 @@ class Values:
 
     def view(self, x: Value, sizes: Sequence[int]) -> Value:
         sizes = tuple(sizes)
-        if not prod(sizes):
-            return self.full(sizes, 0, x.dtype)
+        number = self.number(x)
+        if number is not None or not prod(sizes):
+            return self.full(sizes, number or 0, x.dtype)
         place = None if x.place is None else moved(x.sizes, x.place, sizes, self.rows)
         return self.wrap(self.builder.view(x.ref, graph_shape(sizes, place)), sizes, place)
 
@@ -201,7 +213,7 @@ class Values:
         sizes = list(parts[0].sizes)
         sizes[dim] = sum(p.sizes[dim] for p in parts)
         axis = graph_axes(dim, place)[0]
-        return self.wrap(self.builder.cat([p.ref for p in parts], axis), sizes, place)
+        return self.wrap(self.builder.cat([self.placed(p, place).ref for p in parts], axis), sizes, place)
 
     def padded(self, x: Value, dim: int, size: int, start: int) -> Value:
         """`x` at `start` of an axis of `size` zeros."""

@@ -207,6 +207,7 @@ def _scatter(v: Values, call: Call, x: Value, dim: int, index: Value, source: An
 
 
 def _by_row(v: Values, call: Call, op: str, dim: int, operands: tuple[Value, ...]) -> Value:
+    operands = tuple(v.placed(o, operands[1].place) for o in operands)
     x, index = operands[:2]
     axis = v.feature_axis(x, dim, f"takes some rows by index; {_REMEDY}")
     if any(o.place != x.place for o in operands) or (x.place is not None and x.place.parts):

@@ -21,8 +21,8 @@ RUNS = [
 REFUSED = {
     "cell_conv1d_lstm": "convolution",
     "cell_conv2d_lstm": "convolution",
-    "cell_phased_lstm": "remainder",
-    "wrap_embedding": "torch.int32",
+    
+
 }
 
 

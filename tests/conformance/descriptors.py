@@ -32,7 +32,7 @@ __all__ = [
     "over",
 ]
 
-BACKENDS = ["portable"]
+BACKENDS = ["portable", "native"]
 # Those whose every step is a call of the cell, which a cell can count.
 CALLS_THE_CELL = {"portable"}
 # Those that promise the same bits for a row whatever stands beside it.

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from throughtime._errors import BackendError
 from throughtime.capture.graph import Input, Node, Ref
 from throughtime.loop.native.hazards import without_hazards
 from throughtime.loop.native.program import (
@@ -14,7 +15,7 @@ from throughtime.loop.native.program import (
     Expression,
     Gather,
     Immediate,
-    Index,
+    Kind,
     Load,
     Op,
     Operand,
@@ -23,10 +24,11 @@ from throughtime.loop.native.program import (
     Program,
     Store,
     SubPass,
+    is_whole,
 )
 from throughtime.loop.native.ranks import in_register, rank_items, store_rank, stored_on_the_way
 from throughtime.loop.native.resolve import Item, Resolved, Want, same_elements
-from throughtime.loop.native.views import Features, View, contiguous, feature_shape, squeeze, walked
+from throughtime.loop.native.views import Features, View, contiguous, feature_shape, squeeze, view_as, walked
 
 __all__ = ["Assembly", "Want"]
 
@@ -44,15 +46,20 @@ class Assembly:
         twin.sources, twin.buffers = dict(self.sources), dict(self.buffers)
         return twin
 
-    def read(self, name: str, buffer: Buffer) -> None:
-        """The value `name` lies in `buffer`."""
-        self.buffers[buffer.name] = buffer
-        self.sources[name] = contiguous(buffer.name, feature_shape(self.values[name].shape))
+    def buffer(self, name: str, kind: Kind, value: str, *, local: bool = False) -> Buffer:
+        """Room for a value."""
+        like = self.values[value]
+        return Buffer(name, kind, math.prod(feature_shape(like.shape)), local, is_whole(like.dtype))
 
-    def read_const(self, name: str, shape: tuple[int, ...]) -> None:
-        buffer = Buffer(f"const:{name}", "const", math.prod(shape))
-        self.buffers[buffer.name] = buffer
-        self.sources[name] = contiguous(buffer.name, shape)
+    def read(self, value: str, name: str, kind: Kind, *, local: bool = False) -> None:
+        """The value lies in the buffer `name`."""
+        self.buffers[name] = self.buffer(name, kind, value, local=local)
+        self.sources[value] = contiguous(name, feature_shape(self.values[value].shape))
+
+    def want(self, value: str, name: str, kind: Kind, *, local: bool = False) -> Want:
+        """The value, stored in the buffer `name`."""
+        buffer = self.buffer(name, kind, value, local=local)
+        return Want(value, buffer, contiguous(name, feature_shape(self.values[value].shape)))
 
     def program(self, nodes: Sequence[Node], wants: Sequence[Want], *, reverse: bool) -> Program:
         buffers = {**self.buffers, **{want.buffer.name: want.buffer for want in wants}}
@@ -86,7 +93,7 @@ class _Assembler:
         for name, item in self.r.items.items():
             if name not in self.homes and (name in needed or not item.is_pass):
                 shape = feature_shape(item.node.shape)
-                buffer = self.r.scratch(name, math.prod(shape))
+                buffer = self.r.scratch(name)
                 self.homes[name] = contiguous(buffer.name, shape)
                 if item.is_pass:
                     self.r.wants.append(Want(name, buffer, self.homes[name]))
@@ -175,10 +182,8 @@ class _Assembler:
         return SubPass(space, tuple(expressions), tuple(stores))
 
     def _operand(self, arg: Any, item: Item, here: set[str]) -> Operand:
-        if isinstance(arg, Index):
-            return arg
         if not isinstance(arg, Ref):
-            return Immediate(float(arg))
+            return Immediate(arg)
         if arg.name in self.r.immediates:
             return self.r.immediates[arg.name]
         base = self.r.sources[arg.name].base
@@ -209,9 +214,7 @@ class _Assembler:
     def _product_ops(self, item: Item) -> Iterator[Op]:
         node, home = item.node, self.homes[item.node.name].base
         if node.op == "embedding":
-            table, index = node.operands
-            rows, width = self.r.values[table].shape
-            yield Gather(self._located(table).base, self._located(index), home, width, rows)
+            yield self._gather(node, home)
             return
         bias, *pairs = node.args
         init = None if bias is None else self._located(bias.name)
@@ -222,6 +225,16 @@ class _Assembler:
             self.weights[w.name] = (k, n)
             yield Product(self._located(x.name), w.name, home, init, k, n, vectors)
             init = contiguous(home, (math.prod(item.walk),))
+
+
+    def _gather(self, node: Node, home: str) -> Gather:
+        table, index = node.operands
+        rows, width = self.r.values[table].shape
+        places = self._located(index)
+        line = view_as(places, (math.prod(places.shape),))
+        if line is None:
+            raise BackendError(f"'embedding' ({node}) looks up a transposed index")
+        return Gather(self._located(table).base, line, home, int(width), int(rows))
 
 
 def _sources_of(item: Item, resolved: Resolved) -> list[str]:

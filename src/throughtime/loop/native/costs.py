@@ -22,7 +22,7 @@ ROW_COPIES = 4
 def costs_of(kernel: "NativeKernel", batch: Batch, chunk: int) -> Costs:
     """Of a call that is to be differentiated."""
     size = kernel.lowered.element.itemsize
-    outputs = sum(width for name, width in kernel.buffers("training").items() if name.startswith("ys:"))
+    outputs = sum(b.width for name, b in kernel.buffers("training").items() if name.startswith("ys:"))
     state = sum(math.prod(carry.shape[1:]) for carry in kernel.plan.of_kind("carry"))
     flops = 2 * sum(k * n for k, n in kernel.program("training").weights.values())
     rows = ROW_COPIES * int(batch.active.max(initial=0)) * state * size

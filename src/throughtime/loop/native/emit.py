@@ -121,26 +121,29 @@ def _emit_product(
 
 
 def _emit_gather(e: Emitter, element: ir.Type, op: Gather, place: "_Places", buffers: dict[str, Buffer]) -> None:
-    """Copy a row of the table for each row of the block."""
+    """Copy rows of the table for each row of the block. An index that was computed may lie anywhere: it is cut."""
     index, table, to = place.bases[op.index.base], place.bases[op.table], place.bases[op.to]
-    width = buffers[op.index.base].width
+    (count,), (stride,) = op.index.shape, op.index.strides
 
     def one_row(i: Value, _: list[Value]) -> None:
-        place = e.add(e.mul(i, width), op.index.offset)
-        if buffers[op.index.base].integer:
-            chosen = e.load(index, I64, place)
-        else:
-            chosen = e.max(e.min(e.b.fptosi(e.load(index, element, place), I64), op.rows - 1), 0)
-        source = e.offset(table, e.mul(chosen, op.width), element)
-        target_row = e.offset(to, e.mul(i, buffers[op.to].width), element)
+        first = e.offset(index, e.add(e.mul(i, buffers[op.index.base].width), op.index.offset), I64)
+        row = e.offset(to, e.mul(i, buffers[op.to].width), element)
 
-        def move(column: Value, mask: Value | None) -> None:
-            value = e.load_vector(source, element, mask, index=column)
-            e.store_vector(value, target_row, mask, index=column)
+        def one_entry(j: Value, _: list[Value]) -> None:
+            chosen = e.max(e.min(e.load(first, I64, e.mul(j, stride)), op.rows - 1), 0)
+            source = e.offset(table, e.mul(chosen, op.width), element)
+            _copy_vectors(e, element, source, e.offset(row, e.mul(j, op.width), element), op.width)
 
-        e.each_vector(e.integer(op.width), element, move)
+        e.loop(count, one_entry)
 
     e.loop(place.count, one_row)
+
+
+def _copy_vectors(e: Emitter, element: ir.Type, source: Value, to: Value, width: int) -> None:
+    def move(column: Value, mask: Value | None) -> None:
+        e.store_vector(e.load_vector(source, element, mask, index=column), to, mask, index=column)
+
+    e.each_vector(e.integer(width), element, move)
 
 
 class _Arguments:

@@ -176,7 +176,8 @@ class _Backward:
     ) -> None:
         self.kernel, self.bound, self.kept, self.located = kernel, bound, kept, located
         self.sums = Sums(kernel, bound.batch.threads)
-        self.walker = Walker(kernel, "backward", bound, rows)
+        still = {f"still:{name.removeprefix('carry:')}": leaf for name, leaf in kept.marks[0].items()}
+        self.walker = Walker(kernel, "backward", bound, {**still, **rows})
 
     def go(self, start: int, stop: int) -> None:
         batch = self.bound.batch

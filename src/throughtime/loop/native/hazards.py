@@ -92,7 +92,7 @@ def _is_state(base: str, buffers: Mapping[str, Buffer]) -> bool:
 
 def _scratch_for(base: str, buffers: dict[str, Buffer]) -> str:
     name = f"scratch:next {base}"
-    buffers[name] = Buffer(name, "block", buffers[base].width)
+    buffers[name] = replace(buffers[base], name=name, kind="block")
     return name
 
 

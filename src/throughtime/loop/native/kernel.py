@@ -16,7 +16,7 @@ from throughtime.loop.native.execute import Kept, go_back, go_forward
 from throughtime.loop.native.gemm import products_library
 from throughtime.loop.native.jit import CompiledModule, compile_module
 from throughtime.loop.native.lower import Lowered, lower
-from throughtime.loop.native.program import Gather, Program
+from throughtime.loop.native.program import Buffer, Gather, Program
 from throughtime.loop.native.sums import own_sums
 from throughtime.loop.native.target import Target, host_target
 from throughtime.plan.loop_plan import LoopPlan
@@ -78,7 +78,7 @@ class NativeKernel:
         """(ys [N, ...], final carry [B, ...], kept); without a schedule nothing is kept for a backward pass."""
         state = {f"carry:{i}": self._as_numbers(leaf) for i, leaf in enumerate(carry)}
         final, kept = go_forward(self, bound, state, schedule, chunk)
-        ys = [self._shaped(kept.ys[f"ys:{k}"], name) for k, name in enumerate(self.plan.ys)]
+        ys = [self._output(kept.ys[f"ys:{k}"], name) for k, name in enumerate(self.plan.ys)]
         leaves = [final[f"carry:{i}"].view(leaf.shape).to(leaf.dtype) for i, leaf in enumerate(carry)]
         return ys, leaves, kept
 
@@ -99,7 +99,8 @@ class NativeKernel:
         state = {name: self._cotangent(given, name, rows).clone() for name, given in names}
         sums = {name: tensor.zero_() for name, tensor in self.empty("backward", ("d_row_consts:",), rows).items()}
         d_xs = self.empty("backward", ("d_xs:",), batch.pairs)
-        named = {f"d_ys:{k}": self._cotangent(d, f"d_ys:{k}", batch.pairs) for k, d in enumerate(d_ys)}
+        real = [d for d, y in zip(d_ys, self.plan.ys, strict=True) if self.plan.values[y].dtype.is_floating_point]
+        named = {f"d_ys:{k}": self._cotangent(d, f"d_ys:{k}", batch.pairs) for k, d in enumerate(real)}
         located = {name: Located(tensor) for name, tensor in {**named, **d_xs}.items()}
         totals = go_back(self, bound, kept, schedule, located, {**state, **sums}, chunk)
         return self._gradients(bound.consts, totals, {**d_xs, **sums}, state)
@@ -144,15 +145,15 @@ class NativeKernel:
         buffer = self.program("backward").buffers.get(name)
         return torch.zeros(count, buffer.width if buffer else 1, dtype=self.lowered.element)
 
-    def buffers(self, direction: str) -> dict[str, int]:
-        """The width of every buffer that any form of the direction uses."""
+    def buffers(self, direction: str) -> dict[str, Buffer]:
+        """Every buffer that any form of the direction uses."""
         programs = (self.program(direction), *self.lowered.staged.get(direction, ()))
-        return {name: buffer.width for program in programs for name, buffer in program.buffers.items()}
+        return {name: buffer for program in programs for name, buffer in program.buffers.items()}
 
     def empty(self, direction: str, prefixes: tuple[str, ...], count: int) -> dict[str, Tensor]:
         """Buffers of a direction with `count` entries each."""
-        wanted = {name: width for name, width in self.buffers(direction).items() if name.startswith(prefixes)}
-        return {name: torch.empty(count, width, dtype=self.lowered.element) for name, width in wanted.items()}
+        wanted = {name: b for name, b in self.buffers(direction).items() if name.startswith(prefixes)}
+        return {name: torch.empty(count, b.width, dtype=self.lowered.dtype(b)) for name, b in wanted.items()}
 
     @cached_property
     def traces(self) -> dict[int, str]:
@@ -166,9 +167,13 @@ class NativeKernel:
     @cached_property
     def residual_bytes(self) -> int:
         """Of one pair, outputs left out."""
-        widths = self.buffers("training")
-        saved = sum(width for name, width in widths.items() if name.startswith(("saved:", "trace:")))
-        return saved * self.lowered.element.itemsize
+        kept = [b for name, b in self.buffers("training").items() if name.startswith(("saved:", "trace:"))]
+        return sum(b.width * self.lowered.dtype(b).itemsize for b in kept)
+
+    def _output(self, flat: Tensor, name: str) -> Tensor:
+        """Rounded values come out in full precision."""
+        dtype = self.plan.values[name].dtype
+        return self._shaped(flat, name).to(self.lowered.element if dtype.is_floating_point else dtype)
 
     def _shaped(self, flat: Tensor, name: str) -> Tensor:
         return flat.view(len(flat), *self.plan.values[name].shape[1:])

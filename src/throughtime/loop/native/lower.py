@@ -31,6 +31,10 @@ class Lowered:
     no_backward: str | None = None
     """Why the forward pass alone runs natively."""
 
+    def dtype(self, buffer: Buffer) -> torch.dtype:
+        """Of what lies in a buffer."""
+        return torch.int64 if buffer.integer else self.element
+
 
 @dataclass(frozen=True)
 class Reduction:
@@ -89,13 +93,18 @@ def width_of(shape: tuple) -> int:
 
 
 def _element(plan: LoopPlan) -> torch.dtype:
-    dtypes = {v.dtype for v in plan.values.values() if v.dtype.is_floating_point and v.dtype != torch.bfloat16}
-    if dtypes <= {torch.float32}:
-        return torch.float32
-    if dtypes == {torch.float64}:
-        return torch.float64
-    raise BackendError(f"the step mixes {', '.join(sorted(map(str, dtypes)))}; the native backend keeps to one of "
-                       f"float32 and float64")  # fmt: skip
+    dtypes = {v.dtype for v in plan.values.values()}
+    unknown = dtypes - {torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.int32, torch.bool}
+    if unknown:
+        raise BackendError(f"the step computes in {_list(unknown)}, which the native backend has not")
+    real = {dtype for dtype in dtypes if dtype.is_floating_point}
+    if torch.float64 in real and len(real) > 1:
+        raise BackendError(f"the step mixes {_list(real)}; the native backend keeps to one of float32 and float64")
+    return torch.float64 if torch.float64 in real else torch.float32
+
+
+def _list(dtypes: set[torch.dtype]) -> str:
+    return ", ".join(sorted(map(str, dtypes)))
 
 
 def _lower_forward(plan: LoopPlan, training: bool) -> _Forms:
@@ -103,16 +112,17 @@ def _lower_forward(plan: LoopPlan, training: bool) -> _Forms:
     _read_consts(assembly, plan)
     _read_inputs(assembly, plan)
     for i, carry in enumerate(plan.of_kind("carry")):
-        _require_float(carry, "a state leaf")
-        assembly.read(carry.name, Buffer(f"carry:{i}", "row", width_of(carry.shape)))
+        assembly.read(carry.name, f"carry:{i}", "row")
     nodes = [node for stage in plan.forward for node in stage.nodes]
-    wants = [_pair_want(plan, name, f"ys:{k}") for k, name in enumerate(plan.ys)]
+    wants = [assembly.want(name, f"ys:{k}", "pair") for k, name in enumerate(plan.ys)]
     if training:
-        wants += [_pair_want(plan, name, f"saved:{name}") for name in plan.saved]
+        wants += [assembly.want(name, f"saved:{name}", "pair") for name in plan.saved]
         wants += [
-            _pair_want(plan, plan.next_carry[i], f"trace:{i}") for i in plan.traced if plan.next_carry[i] not in plan.ys
+            assembly.want(plan.next_carry[i], f"trace:{i}", "pair")
+            for i in plan.traced
+            if plan.next_carry[i] not in plan.ys
         ]
-    wants += [_row_want(plan, name, f"carry:{i}") for i, name in enumerate(plan.next_carry)]
+    wants += [assembly.want(name, f"carry:{i}", "row") for i, name in enumerate(plan.next_carry)]
     wanted = _wanted(wants)
     fused = fuse_products(nodes, plan.values, wanted)
     whole = assembly.program(fused, wants, reverse=False)
@@ -134,9 +144,9 @@ def _lower_backward(plan: LoopPlan) -> tuple[_Forms, list[Reduction]]:
     _read_kept(assembly, plan)
     _read_cotangents(assembly, plan)
     nodes = [node for stage in plan.backward for node in stage.nodes]
-    d_xs = [_pair_want(plan, name, f"d_xs:{k}") for k, name in enumerate(plan.d_xs) if name]
-    wants = _carry_gradients(plan)
-    sums = [_row_want(plan, name, f"d_row_consts:{k}") for k, name in enumerate(plan.d_row_consts) if name]
+    d_xs = [assembly.want(name, f"d_xs:{k}", "pair") for k, name in enumerate(plan.d_xs) if name]
+    wants = _carry_gradients(assembly, plan)
+    sums = [assembly.want(name, f"d_row_consts:{k}", "row") for k, name in enumerate(plan.d_row_consts) if name]
     wants += [replace(want, add=True) for want in sums]
     places, operand_wants = _reduction_operands(assembly, plan)
     wants += operand_wants
@@ -162,10 +172,8 @@ def _cross(assembly: Assembly, stages: Stages) -> tuple[Assembly, list[Want]]:
     for node in (*stages.pairs, *stages.steps):
         second.values[node.name] = assembly.values[node.name] = node
     for name in stages.crossing:
-        shape = assembly.values[name].shape
-        buffer = Buffer(f"staged:{name}", "pair", width_of(shape), local=True)
-        second.read(name, buffer)
-        wants.append(Want(name, buffer, contiguous(buffer.name, feature_shape(shape))))
+        second.read(name, f"staged:{name}", "pair", local=True)
+        wants.append(second.want(name, f"staged:{name}", "pair", local=True))
     return second, wants
 
 
@@ -181,52 +189,51 @@ def _wanted(wants: Sequence[Want]) -> set[str]:
 
 def _read_consts(assembly: Assembly, plan: LoopPlan) -> None:
     for value in (*plan.of_kind("const"), *plan.once):
-        assembly.read_const(value.name, value.shape)
+        assembly.read(value.name, f"const:{value.name}", "const")
 
 
 def _read_inputs(assembly: Assembly, plan: LoopPlan) -> None:
     for k, x in enumerate(plan.of_kind("xs")):
-        integer = not x.dtype.is_floating_point and x.dtype != torch.bool
-        assembly.read(x.name, Buffer(f"xs:{k}", "pair", width_of(x.shape), integer=integer))
+        assembly.read(x.name, f"xs:{k}", "pair")
     for k, noise in enumerate(plan.of_kind("noise")):
-        assembly.read(noise.name, Buffer(f"noise:{k}", "pair", width_of(noise.shape), local=True))
+        assembly.read(noise.name, f"noise:{k}", "pair", local=True)
     for k, row_const in enumerate(plan.of_kind("row_const")):
-        assembly.read(row_const.name, Buffer(f"row_consts:{k}", "row", width_of(row_const.shape)))
+        assembly.read(row_const.name, f"row_consts:{k}", "row")
 
 
 def _read_kept(assembly: Assembly, plan: LoopPlan) -> None:
     """What the forward pass left: outputs, saved values, states before and after each step."""
     for name in plan.saved:
-        assembly.read(name, Buffer(f"saved:{name}", "pair", width_of(plan.shape_of(name))))
+        assembly.read(name, f"saved:{name}", "pair")
+    carries = plan.of_kind("carry")
     for i in plan.traced:
-        carry, following = plan.of_kind("carry")[i], plan.next_carry[i]
-        width = width_of(carry.shape)
-        assembly.read(carry.name, Buffer(f"previous:{i}", "previous", width))
+        following = plan.next_carry[i]
+        assembly.read(carries[i].name, f"previous:{i}", "previous")
         if following not in plan.ys and not isinstance(plan.values[following], Input):
-            assembly.read(following, Buffer(f"trace:{i}", "pair", width))
+            assembly.read(following, f"trace:{i}", "pair")
+    for i, carry in enumerate(carries):
+        if plan.next_carry[i] == carry.name:
+            assembly.read(carry.name, f"still:{i}", "row")
     for k, name in enumerate(plan.ys):
         if not isinstance(plan.values[name], Input):
-            assembly.read(name, Buffer(f"ys:{k}", "pair", width_of(plan.shape_of(name))))
+            assembly.read(name, f"ys:{k}", "pair")
 
 
 def _read_cotangents(assembly: Assembly, plan: LoopPlan) -> None:
-    d_ys = [c for c in plan.cotangents if c.kind == "d_ys"]
-    d_next = [c for c in plan.cotangents if c.kind == "d_next_carry"]
-    for k, cotangent in enumerate(d_ys):
-        assembly.read(cotangent.name, Buffer(f"d_ys:{k}", "pair", width_of(cotangent.shape)))
-    for i, cotangent in enumerate(d_next):
-        assembly.read(cotangent.name, Buffer(f"d_carry:{i}", "row", width_of(cotangent.shape)))
+    for k, cotangent in enumerate(c for c in plan.cotangents if c.kind == "d_ys"):
+        assembly.read(cotangent.name, f"d_ys:{k}", "pair")
+    for i, cotangent in enumerate(c for c in plan.cotangents if c.kind == "d_next_carry"):
+        assembly.read(cotangent.name, f"d_carry:{i}", "row")
 
 
-def _carry_gradients(plan: LoopPlan) -> list[Want]:
+def _carry_gradients(assembly: Assembly, plan: LoopPlan) -> list[Want]:
     """d_carry:i is the gradient of the i-th floating carry, updated in place; where there is none it becomes zero."""
     floating = [i for i, c in enumerate(plan.of_kind("carry")) if c.dtype.is_floating_point]
     wants = []
     for place, i in enumerate(floating):
-        name, carry = plan.d_carry[i], plan.of_kind("carry")[i]
-        buffer = Buffer(f"d_carry:{place}", "row", width_of(carry.shape))
-        to = contiguous(buffer.name, feature_shape(carry.shape))
-        wants.append(Want(Immediate(0.0) if name is None else name, buffer, to))
+        want = assembly.want(plan.of_kind("carry")[i].name, f"d_carry:{place}", "row")
+        name = plan.d_carry[i]
+        wants.append(replace(want, value=Immediate(0.0) if name is None else name))
     return wants
 
 
@@ -235,38 +242,17 @@ def _reduction_operands(assembly: Assembly, plan: LoopPlan) -> tuple[dict[str, V
     places: dict[str, View] = {}
     wants: list[Want] = []
     for name in dict.fromkeys(name for node in plan.reductions for name in _row_operands(plan, node)):
-        value, source = plan.values[name], assembly.sources.get(name)
+        source = assembly.sources.get(name)
         if source is not None and assembly.buffers[source.base].kind == "pair":
             places[name] = source
             continue
-        if not value.dtype.is_floating_point:
-            raise BackendError(f"the gradient reads {name}, {value.dtype}, which is not an input")
-        buffer = Buffer(f"operand:{name}", "pair", width_of(value.shape), local=True)
-        places[name] = contiguous(buffer.name, feature_shape(value.shape))
-        wants.append(Want(name, buffer, places[name]))
+        wants.append(assembly.want(name, f"operand:{name}", "pair", local=True))
+        places[name] = wants[-1].to
     return places, wants
 
 
 def _row_operands(plan: LoopPlan, node: Node) -> list[str]:
     return [name for name in node.operands if ROWS in plan.values[name].shape]
-
-
-def _pair_want(plan: LoopPlan, name: str, buffer: str) -> Want:
-    value = plan.values[name]
-    _require_float(value, f"the output {name}" if buffer.startswith("ys") else name)
-    place = Buffer(buffer, "pair", width_of(value.shape))
-    return Want(name, place, contiguous(buffer, feature_shape(value.shape)))
-
-
-def _row_want(plan: LoopPlan, name: str, buffer: str) -> Want:
-    value = plan.values[name]
-    place = Buffer(buffer, "row", width_of(value.shape))
-    return Want(name, place, contiguous(buffer, feature_shape(value.shape)))
-
-
-def _require_float(value: Input | Node, what: str) -> None:
-    if not value.dtype.is_floating_point and value.dtype != torch.bool:
-        raise BackendError(f"{what} is {value.dtype}; the native backend keeps floating-point values only")
 
 
 def _gradients(plan: LoopPlan) -> list[str]:

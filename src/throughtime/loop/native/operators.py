@@ -1,101 +1,213 @@
 """The operator table: what a pass may hold, and the instructions of each. Vectors in, a vector out.
 
-Numbers are float32 or float64; truth values are vectors of one bit. A bfloat16 value is kept in float32: only the
-explicit rounding (`to_dtype`), which stands before a product's operand, rounds.
+| values | lanes |
+|---|---|
+| real | float32 or float64, one of them in the whole program |
+| whole | int64, for int32 too |
+| truth | one bit |
+
+A bfloat16 value is kept in float32: only the explicit rounding (`to_dtype`), which stands before a product's operand,
+rounds.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from llvmlite import ir
 
 from throughtime.capture.graph import Node
 from throughtime.loop.native import vecmath
-from throughtime.loop.native.ir import I32, Emitter, Value
+from throughtime.loop.native.ir import I32, I64, Emitter, Value
 
-__all__ = ["ELEMENTWISE", "REDUCTIONS", "apply", "combine", "identity", "is_boolean"]
+__all__ = ["ELEMENTWISE", "REDUCTIONS", "TRUTH", "apply", "combine", "convert", "identity", "scalar_type", "unfit"]
 
+TRUTH = ir.IntType(1)
 Instruction = Callable[[Emitter, list[Value], Node], Value]
 
-REDUCTIONS = frozenset({"sum", "amax", "amin"})
+
+@dataclass(frozen=True)
+class Operator:
+    """real, whole: the instructions by the sort of the operands; None where there are none.
+
+    brings: what operands are converted to: the result's sort, their common one, truth, what they are; `where` chooses
+        by truth between values of the result's sort.
+    """
+
+    real: Instruction | None
+    whole: Instruction | None = None
+    brings: Literal["result", "common", "truth", "itself", "choice"] = "result"
 
 
-def apply(e: Emitter, node: Node, operands: list[Value]) -> Value:
-    """The node's value, lane by lane."""
-    return ELEMENTWISE[node.op](e, operands, node)
+def apply(e: Emitter, element: ir.Type, node: Node, operands: Sequence[Value | float]) -> Value:
+    """The node's value, lane by lane. Operands that are numbers stand for vectors."""
+    operator = ELEMENTWISE[node.op]
+    types = _operand_types(operator, element, node, operands)
+    values = [convert(e, value, type_, e.lanes(element)) for value, type_ in zip(operands, types)]
+    is_whole = operator.whole is not None and any(_element_of(v) == I64 for v in values)
+    write = operator.whole if is_whole else operator.real
+    assert write is not None, f"'{node.op}' was taken into a pass without instructions for it"
+    return write(e, values, node)
 
 
-def is_boolean(value: Value) -> bool:
-    return value.type.element == ir.IntType(1)
+def unfit(node: Node, dtypes: Sequence[torch.dtype]) -> str | None:
+    """What a pass cannot compute an elementwise node on, if anything. dtypes: of the operands that are values."""
+    operator = ELEMENTWISE[node.op]
+    sorts = {_sort(node.dtype)} if operator.brings == "result" else {_sort(dtype) for dtype in dtypes}
+    if "real" in sorts and operator.real is None:
+        return "fractions"
+    if sorts == {"whole"} and operator.whole is None:
+        return "whole numbers"
+    return "truth values" if sorts == {"truth"} and operator.brings == "result" and node.op != "to_dtype" else None
 
 
-def combine(e: Emitter, op: str, a: Value, b: Value) -> Value:
+def scalar_type(dtype: torch.dtype, element: ir.Type) -> ir.Type:
+    return {"truth": TRUTH, "whole": I64, "real": element}[_sort(dtype)]
+
+
+def _sort(dtype: torch.dtype) -> str:
+    if dtype == torch.bool:
+        return "truth"
+    return "real" if dtype.is_floating_point else "whole"
+
+
+def _operand_types(
+    operator: Operator, element: ir.Type, node: Node, operands: Sequence[Value | float]
+) -> list[ir.Type]:
+    own = scalar_type(node.dtype, element)
+    if operator.brings == "choice":
+        return [TRUTH, own, own]
+    if operator.brings == "truth":
+        return [TRUTH] * len(operands)
+    if operator.brings == "itself":
+        return [own if isinstance(operands[0], (int, float)) else _element_of(operands[0])]
+    if operator.brings == "common":
+        own = _common(element, operands)
+    return [own] * len(operands)
+
+
+def _common(element: ir.Type, operands: Sequence[Value | float]) -> ir.Type:
+    """A whole number stands for a real one beside real ones; a fraction makes all real."""
+    values = [o for o in operands if not isinstance(o, (int, float))]
+    fractions = [o for o in operands if isinstance(o, float) and not o.is_integer()]
+    return element if fractions or any(_element_of(v) == element for v in values) else I64
+
+
+def _element_of(value: Value) -> ir.Type:
+    return value.type.element
+
+
+def convert(e: Emitter, value: Value | float, to: ir.Type, lanes: int) -> Value:
+    """A vector of another sort: truth is 1 or 0, what is not 0 is true, fractions are cut off."""
+    vector = ir.VectorType(to, lanes)
+    if isinstance(value, (int, float)):
+        number = float(value) if to not in (TRUTH, I64) else int(value)
+        return ir.Constant(vector, [number] * lanes)
+    source = _element_of(value)
+    if source == to:
+        return value
+    if to == TRUTH:
+        zero = ir.Constant(value.type, None)
+        return e.b.icmp_signed("!=", value, zero) if source == I64 else e.b.fcmp_unordered("!=", value, zero)
+    if source == TRUTH:
+        return e.b.zext(value, vector) if to == I64 else e.b.uitofp(value, vector)
+    return e.b.fptosi(value, vector) if to == I64 else e.b.sitofp(value, vector)
+
+
+# --- reductions
+
+REDUCTIONS: dict[str, float] = {"sum": 0.0, "amax": float("-inf"), "amin": float("inf"), "prod": 1.0}
+"""What each begins with."""
+_STEPS = {"sum": "add", "prod": "mul", "amax": "maximum", "amin": "minimum"}
+_LEAST, _MOST = -(2**63), 2**63 - 1
+
+
+def identity(op: str, type_: ir.Type) -> float:
+    if type_ == I64 and op in ("amax", "amin"):
+        return _LEAST if op == "amax" else _MOST
+    return REDUCTIONS[op]
+
+
+def combine(e: Emitter, node: Node, a: Value, b: Value) -> Value:
     """One step of a reduction."""
-    if op == "sum":
-        return e.b.fadd(a, b)
-    return _extremum("maximum" if op == "amax" else "minimum")(e, [a, b], None)
+    operator = ELEMENTWISE[_STEPS[node.op]]
+    write = operator.whole if _element_of(a) == I64 else operator.real
+    assert write is not None
+    return write(e, [a, b], node)
 
 
-def identity(op: str) -> float:
-    return {"sum": 0.0, "amax": float("-inf"), "amin": float("inf")}[op]
+# --- instructions
 
 
-def _arithmetic(instruction: str) -> Instruction:
+def _builder(instruction: str) -> Instruction:
     return lambda e, args, node: getattr(e.b, instruction)(*args)
 
 
 def _function(name: str) -> Instruction:
-    def write(e: Emitter, args: list[Value], node: Node) -> Value:
-        vector = args[0].type
-        return e.call(vecmath.declare_in(e.module, name, vector.element, vector.count), args)
-
-    return write
+    return lambda e, args, node: vecmath.emit(name, e.b, *args)
 
 
-def _inline(name: str) -> Instruction:
-    return lambda e, args, node: vecmath.emit_inline(name, e.b, *args)
+def _full(like: Value, number: float) -> ir.Constant:
+    return ir.Constant(like.type, [number] * like.type.count)
 
 
-def _extremum(name: str) -> Callable[..., Value]:
+def _extremum(sign: str) -> Instruction:
     """NaN wins, as in PyTorch."""
 
-    def write(e: Emitter, args: list[Value], node: Node | None) -> Value:
+    def write(e: Emitter, args: list[Value], node: Node) -> Value:
         a, b = args
-        chosen = e.b.select(e.b.fcmp_ordered(">" if name == "maximum" else "<", a, b), a, b)
+        chosen = e.b.select(e.b.fcmp_ordered(sign, a, b), a, b)
         return e.b.select(e.b.fcmp_unordered("!=", a, a), a, chosen)
 
     return write
 
 
-def _comparison(operator: str) -> Instruction:
-    def write(e: Emitter, args: list[Value], node: Node) -> Value:
-        a, b = (_number(e, value, like) for value, like in zip(args, reversed(args)))
-        return e.b.fcmp_unordered("!=", a, b) if operator == "!=" else e.b.fcmp_ordered(operator, a, b)
-
-    return write
+def _whole_extremum(sign: str) -> Instruction:
+    return lambda e, args, node: e.b.select(e.b.icmp_signed(sign, *args), *args)
 
 
-def _logical(instruction: str) -> Instruction:
-    return lambda e, args, node: getattr(e.b, instruction)(*(_truth(e, a) for a in args))
+def _comparison(sign: str) -> Operator:
+    def of_reals(e: Emitter, args: list[Value], node: Node) -> Value:
+        return e.b.fcmp_unordered(sign, *args) if sign == "!=" else e.b.fcmp_ordered(sign, *args)
+
+    return Operator(of_reals, lambda e, args, node: e.b.icmp_signed(sign, *args), "common")
+
+
+def _logical(instruction: str) -> Operator:
+    return Operator(_builder(instruction), None, "truth")
 
 
 def _not(e: Emitter, args: list[Value], node: Node) -> Value:
-    value = _truth(e, args[0])
-    return e.b.xor(value, ir.Constant(value.type, [1] * value.type.count))
+    return e.b.xor(args[0], _full(args[0], 1))
+
+
+def _whole_not(e: Emitter, args: list[Value], node: Node) -> Value:
+    return e.b.xor(args[0], _full(args[0], -1))
 
 
 def _where(e: Emitter, args: list[Value], node: Node) -> Value:
-    condition, a, b = args
-    return e.b.select(_truth(e, condition), a, b)
+    return e.b.select(*args)
 
 
 def _negate(e: Emitter, args: list[Value], node: Node) -> Value:
     return e.b.fneg(args[0])
 
 
+def _whole_negate(e: Emitter, args: list[Value], node: Node) -> Value:
+    return e.b.sub(_full(args[0], 0), args[0])
+
+
+def _whole_abs(e: Emitter, args: list[Value], node: Node) -> Value:
+    return _whole_extremum(">")(e, [args[0], _whole_negate(e, args, node)], node)
+
+
 def _relu(e: Emitter, args: list[Value], node: Node) -> Value:
-    return _extremum("maximum")(e, [args[0], ir.Constant(args[0].type, [0.0] * args[0].type.count)], node)
+    return _extremum(">")(e, [args[0], _full(args[0], 0.0)], node)
+
+
+def _whole_relu(e: Emitter, args: list[Value], node: Node) -> Value:
+    return _whole_extremum(">")(e, [args[0], _full(args[0], 0)], node)
 
 
 def _reciprocal(e: Emitter, args: list[Value], node: Node) -> Value:
@@ -103,46 +215,92 @@ def _reciprocal(e: Emitter, args: list[Value], node: Node) -> Value:
 
 
 def _sign(e: Emitter, args: list[Value], node: Node) -> Value:
-    x = args[0]
-    zero = _full(x, 0.0)
+    """0 for NaN, as in PyTorch."""
+    x, zero = args[0], _full(args[0], 0.0)
     negative = e.b.select(e.b.fcmp_ordered("<", x, zero), _full(x, -1.0), zero)
     return e.b.select(e.b.fcmp_ordered(">", x, zero), _full(x, 1.0), negative)
 
 
+def _whole_sign(e: Emitter, args: list[Value], node: Node) -> Value:
+    least = _whole_extremum("<")(e, [args[0], _full(args[0], 1)], node)
+    return _whole_extremum(">")(e, [least, _full(args[0], -1)], node)
+
+
+def _is_nan(e: Emitter, args: list[Value], node: Node) -> Value:
+    return e.b.fcmp_unordered("uno", args[0], args[0])
+
+
+def _is_infinite(e: Emitter, args: list[Value], node: Node) -> Value:
+    return e.b.fcmp_ordered("==", vecmath.emit("abs", e.b, args[0]), _full(args[0], float("inf")))
+
+
+def _divisor(e: Emitter, b: Value) -> Value:
+    """A division of whole numbers by 0 would stop the process: it is one by 1."""
+    return e.b.select(e.b.icmp_signed("==", b, _full(b, 0)), _full(b, 1), b)
+
+
+def _trunc_divide(e: Emitter, args: list[Value], node: Node) -> Value:
+    return e.b.sdiv(args[0], _divisor(e, args[1]))
+
+
+def _whole_fmod(e: Emitter, args: list[Value], node: Node) -> Value:
+    return e.b.srem(args[0], _divisor(e, args[1]))
+
+
+def _whole_remainder(e: Emitter, args: list[Value], node: Node) -> Value:
+    """With the divisor's sign."""
+    b, rest = _divisor(e, args[1]), _whole_fmod(e, args, node)
+    zero = _full(b, 0)
+    off = e.b.and_(e.b.icmp_signed("<", e.b.xor(rest, b), zero), e.b.icmp_signed("!=", rest, zero))
+    return e.b.select(off, e.b.add(rest, b), rest)
+
+
+def _remainder(e: Emitter, args: list[Value], node: Node) -> Value:
+    """With the divisor's sign; exact, as fmod is."""
+    b, rest = args[1], e.b.frem(*args)
+    zero = _full(b, 0.0)
+    wrong = e.b.xor(e.b.fcmp_ordered("<", rest, zero), e.b.fcmp_ordered("<", b, zero))
+    off = e.b.and_(wrong, e.b.fcmp_unordered("!=", rest, zero))
+    return e.b.select(off, e.b.fadd(rest, b), rest)
+
+
+def _floor_divide(e: Emitter, args: list[Value], node: Node) -> Value:
+    return e.b.sdiv(e.b.sub(args[0], _whole_remainder(e, args, node)), _divisor(e, args[1]))
+
+
 def _power(e: Emitter, args: list[Value], node: Node) -> Value:
-    base, exponent = args
-    number = node.args[1]
-    if number == 2:
-        return e.b.fmul(base, base)
-    if number == 3:
+    """Small exponents as PyTorch has them, by multiplication."""
+    base, exponent = args[0], node.args[1]
+    if exponent in (2, -2):
+        square = e.b.fmul(base, base)
+        return square if exponent == 2 else _reciprocal(e, [square], node)
+    if exponent == 3:
         return e.b.fmul(e.b.fmul(base, base), base)
-    if number == 1:
-        return base
-    if number == -1:
+    if exponent == -1:
         return _reciprocal(e, [base], node)
-    if number == 0.5:
-        return vecmath.emit_inline("sqrt", e.b, base)
-    return _function("pow")(e, [base, exponent], node)
+    if exponent in (0.5, -0.5):
+        return vecmath.emit("sqrt" if exponent == 0.5 else "rsqrt", e.b, base)
+    return base if exponent == 1 else vecmath.emit("pow", e.b, *args)
+
+
+def _scaled(name: str, factor: float) -> Instruction:
+    return lambda e, args, node: e.b.fmul(vecmath.emit(name, e.b, args[0]), _full(args[0], factor))
+
+
+def _tan(e: Emitter, args: list[Value], node: Node) -> Value:
+    return e.b.fdiv(vecmath.emit("sin", e.b, args[0]), vecmath.emit("cos", e.b, args[0]))
 
 
 def _to_dtype(e: Emitter, args: list[Value], node: Node) -> Value:
-    value, dtype = args[0], node.attributes["dtype"]
-    if dtype == torch.bool:
-        return _truth(e, value)
-    if dtype == torch.bfloat16:
-        return _round_to_bfloat16(e, value)
-    if not dtype.is_floating_point:
-        return vecmath.emit_inline("trunc", e.b, value)
-    return value
+    return _round_to_bfloat16(e, args[0]) if node.dtype == torch.bfloat16 else args[0]
 
 
 def _round_to_bfloat16(e: Emitter, value: Value) -> Value:
     """To the nearest, halves to even; NaN stays NaN."""
-    count = value.type.count
-    integers = ir.VectorType(I32, count)
+    integers = ir.VectorType(I32, value.type.count)
 
     def of(number: int) -> ir.Constant:
-        return ir.Constant(integers, [number] * count)
+        return ir.Constant(integers, [number] * value.type.count)
 
     bits = e.b.bitcast(value, integers)
     odd = e.b.and_(e.b.lshr(bits, of(16)), of(1))
@@ -151,77 +309,62 @@ def _round_to_bfloat16(e: Emitter, value: Value) -> Value:
     return e.b.select(e.b.fcmp_unordered("!=", value, value), value, result)
 
 
-def _full(like: Value, number: float) -> ir.Constant:
-    return ir.Constant(like.type, [number] * like.type.count)
-
-
-def _truth(e: Emitter, value: Value) -> Value:
-    return value if is_boolean(value) else e.b.fcmp_unordered("!=", value, _full(value, 0.0))
-
-
-def _number(e: Emitter, value: Value, like: Value) -> Value:
-    """A truth value beside a number is 0 or 1."""
-    if not is_boolean(value):
-        return value
-    vector: Any = e.vector(ir.FloatType(), value.type.count) if is_boolean(like) else like.type
-    return e.b.select(value, ir.Constant(vector, [1.0] * vector.count), ir.Constant(vector, [0.0] * vector.count))
-
-
-def _mixed(instruction: str) -> Instruction:
-    """Arithmetic in which a truth value may stand for 0 or 1 (a mask that multiplies)."""
-
-    def write(e: Emitter, args: list[Value], node: Node) -> Value:
-        a, b = (_number(e, value, like) for value, like in zip(args, reversed(args)))
-        return getattr(e.b, instruction)(a, b)
-
-    return write
-
-
 def _copy(e: Emitter, args: list[Value], node: Node) -> Value:
     return args[0]
 
 
-ELEMENTWISE: dict[str, Instruction] = {
-    "abs": _inline("abs"),
-    "add": _mixed("fadd"),
-    "ceil": _inline("ceil"),
-    "copy": _copy,
-    "cos": _function("cos"),
-    "div": _arithmetic("fdiv"),
+ELEMENTWISE: dict[str, Operator] = {
+    "abs": Operator(_function("abs"), _whole_abs),
+    "add": Operator(_builder("fadd"), _builder("add")),
+    "bitwise_and": Operator(None, _builder("and_")),
+    "bitwise_not": Operator(None, _whole_not),
+    "bitwise_or": Operator(None, _builder("or_")),
+    "bitwise_xor": Operator(None, _builder("xor")),
+    "ceil": Operator(_function("ceil")),
+    "copy": Operator(_copy, _copy, "itself"),
+    "cos": Operator(_function("cos")),
+    "div": Operator(_builder("fdiv")),
     "eq": _comparison("=="),
-    "erf": _function("erf"),
-    "exp": _function("exp"),
-    "expm1": _function("expm1"),
-    "floor": _inline("floor"),
+    "erf": Operator(_function("erf")),
+    "exp": Operator(_function("exp")),
+    "expm1": Operator(_function("expm1")),
+    "floor": Operator(_function("floor")),
+    "floor_divide": Operator(None, _floor_divide),
+    "fmod": Operator(_builder("frem"), _whole_fmod),
     "ge": _comparison(">="),
     "gt": _comparison(">"),
+    "isinf": Operator(_is_infinite, None, "itself"),
+    "isnan": Operator(_is_nan, None, "itself"),
     "le": _comparison("<="),
-    "log": _function("log"),
-    "log1p": _function("log1p"),
+    "log": Operator(_function("log")),
+    "log10": Operator(_scaled("log", 0.43429448190325182765)),
+    "log1p": Operator(_function("log1p")),
+    "log2": Operator(_scaled("log", 1.44269504088896340736)),
     "logical_and": _logical("and_"),
-    "logical_not": _not,
+    "logical_not": Operator(_not, None, "truth"),
     "logical_or": _logical("or_"),
     "logical_xor": _logical("xor"),
     "lt": _comparison("<"),
-    "maximum": _extremum("maximum"),
-    "minimum": _extremum("minimum"),
-    "mul": _mixed("fmul"),
+    "maximum": Operator(_extremum(">"), _whole_extremum(">")),
+    "minimum": Operator(_extremum("<"), _whole_extremum("<")),
+    "mul": Operator(_builder("fmul"), _builder("mul")),
     "ne": _comparison("!="),
-    "neg": _negate,
-    "pow": _power,
-    "reciprocal": _reciprocal,
-    "relu": _relu,
-    "round": _inline("round"),
-    "rsqrt": _inline("rsqrt"),
-    "sigmoid": _function("sigmoid"),
-    "sign": _sign,
-    "sin": _function("sin"),
-    "sqrt": _inline("sqrt"),
-    "sub": _mixed("fsub"),
-    "tanh": _function("tanh"),
-    "to_dtype": _to_dtype,
-    "trunc": _inline("trunc"),
-    "where": _where,
-    # A reduction over axes of size 1.
-    **dict.fromkeys(REDUCTIONS, _copy),
+    "neg": Operator(_negate, _whole_negate),
+    "pow": Operator(_power),
+    "reciprocal": Operator(_reciprocal),
+    "relu": Operator(_relu, _whole_relu),
+    "remainder": Operator(_remainder, _whole_remainder),
+    "round": Operator(_function("round")),
+    "rsqrt": Operator(_function("rsqrt")),
+    "sigmoid": Operator(_function("sigmoid")),
+    "sign": Operator(_sign, _whole_sign),
+    "sin": Operator(_function("sin")),
+    "sqrt": Operator(_function("sqrt")),
+    "sub": Operator(_builder("fsub"), _builder("sub")),
+    "tan": Operator(_tan),
+    "tanh": Operator(_function("tanh")),
+    "to_dtype": Operator(_to_dtype, _copy),
+    "trunc": Operator(_function("trunc")),
+    "trunc_divide": Operator(None, _trunc_divide),
+    "where": Operator(_where, _where, "choice"),
 }

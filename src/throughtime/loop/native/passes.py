@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from llvmlite import ir
 
-from throughtime._errors import BackendError
-from throughtime.loop.native.ir import Emitter, Value
-from throughtime.loop.native.operators import apply, combine, identity, is_boolean
-from throughtime.loop.native.program import Buffer, Expression, Immediate, Index, Load, Operand, Pass, Store, SubPass
+from throughtime.capture.graph import Node
+from throughtime.loop.native.ir import I64, Emitter, Value
+from throughtime.loop.native.operators import TRUTH, apply, combine, convert, identity, scalar_type
+from throughtime.loop.native.program import INDEX, Buffer, Expression, Immediate, Load, Operand, Pass, Store, SubPass
 from throughtime.loop.native.views import View
 
 __all__ = ["emit_pass"]
@@ -33,22 +33,16 @@ def emit_pass(
 
 
 class _Rows:
-    """Pointers to the row at hand, made when they are first asked for."""
+    """The row at hand: where it begins in each buffer, and the type of what lies there."""
 
     def __init__(
         self, e: Emitter, element: ir.Type, buffers: dict[str, Buffer], bases: dict[str, Value], i: Value
     ) -> None:
+        self.types = {name: I64 if buffers[name].integer else element for name in bases}
         self.pointers: dict[str, Value] = {}
         for name, base in bases.items():
-            buffer = buffers[name]
-            if buffer.integer:
-                continue
-            self.pointers[name] = base if buffer.kind == "const" else e.offset(base, e.mul(i, buffer.width), element)
-
-    def __getitem__(self, name: str) -> Value:
-        if name not in self.pointers:
-            raise BackendError(f"{name} holds whole numbers, which the native backend only uses to look up a table")
-        return self.pointers[name]
+            first = e.mul(i, buffers[name].width)
+            self.pointers[name] = base if buffers[name].kind == "const" else e.offset(base, first, self.types[name])
 
 
 def _emit_walk(e: Emitter, element: ir.Type, part: SubPass, rows: _Rows) -> None:
@@ -159,7 +153,7 @@ class _Walk:
     def _reduce(self, at: list[Value]) -> None:
         """Vectors along the last reduced axis; the lanes are combined at the end."""
         sums = self._reduced_loops(self.kept, at, None, self._identities())
-        totals = [self._across(x.node.op, total) for x, total in zip(self.reductions, sums)]
+        totals = [self._across(x.node, total) for x, total in zip(self.reductions, sums)]
         for store in self.results:
             self._store_scalar(store, totals[self._place(store)], at)
 
@@ -194,7 +188,15 @@ class _Walk:
         return ir.Constant(ir.VectorType(ir.IntType(1), self.lanes), bits)
 
     def _identities(self) -> list[Value]:
-        return [self.e.constant(self.element, identity(x.node.op)) for x in self.reductions]
+        return [self._full(x, identity(x.node.op, self._type(x))) for x in self.reductions]
+
+    def _type(self, x: Expression) -> ir.Type:
+        """Of a reduction's running value; truth is counted as numbers."""
+        type_ = scalar_type(x.node.dtype, self.element)
+        return I64 if type_ == I64 else self.element
+
+    def _full(self, x: Expression, number: float) -> Value:
+        return convert(self.e, number, self._type(x), self.lanes)
 
     def _place(self, store: Store) -> int:
         return next(i for i, x in enumerate(self.reductions) if x.node.name == store.value)
@@ -211,7 +213,7 @@ class _Walk:
             if x.reduced:
                 new[x.node.name] = self._accumulate(x, operands[0], mask, sums)
             else:
-                known[x.node.name] = apply(self.e, x.node, operands)
+                known[x.node.name] = apply(self.e, self.element, x.node, operands)
         values = [(s, self._value(s.value, known, loaded, at, mask)) for s in self.on_the_way]
         for store, value in values:
             self._store(store, value, at, mask)
@@ -221,76 +223,68 @@ class _Walk:
         return x.operands[:1] if x.reduced else x.operands
 
     def _accumulate(self, x: Expression, value: Value, mask: Value | None, sums: Sequence[Value]) -> Value:
-        value = self._as_number(value)
+        value = convert(self.e, value, self._type(x), self.lanes)
         if mask is not None and self.horizontal:
-            value = self.e.b.select(mask, value, self.e.constant(self.element, identity(x.node.op)))
-        return combine(self.e, x.node.op, sums[self.reductions.index(x)], value)
+            value = self.e.b.select(mask, value, self._full(x, identity(x.node.op, self._type(x))))
+        return combine(self.e, x.node, sums[self.reductions.index(x)], value)
 
     def _value(
         self, operand: Operand, known: dict[str, Value], loaded: dict[Load, Value], at: list[Value], mask: Value | None
-    ) -> Value:
+    ) -> Value | float:
         if isinstance(operand, str):
             return known[operand]
         if isinstance(operand, Immediate):
-            return self.e.constant(self.element, operand.value)
-        if isinstance(operand, Index):
-            return self._index(at)
+            return operand.value
         if operand not in loaded:
             value = self._load(operand.view, at, mask)
-            if operand.boolean:
-                value = self.e.b.fcmp_unordered("!=", value, self.e.constant(self.element, 0.0))
-            loaded[operand] = value
+            loaded[operand] = convert(self.e, value, TRUTH, self.lanes) if operand.boolean else value
         return loaded[operand]
-
-    def _index(self, at: list[Value]) -> Value:
-        """The last axis is the only one, so it is the vectors' own."""
-        first = self.e.splat(self.e.b.sitofp(at[self.vector_axis], self.element))
-        lanes = ir.Constant(self.e.vector(self.element), [float(lane) for lane in range(self.lanes)])
-        return self.e.b.fadd(first, lanes)
-
-    def _as_number(self, value: Value) -> Value:
-        if not is_boolean(value):
-            return value
-        return self.e.b.select(value, self.e.constant(self.element, 1.0), self.e.constant(self.element, 0.0))
 
     # --- memory
 
-    def _address(self, view: View, at: list[Value]) -> Value:
+    def _place_in_row(self, view: View, at: list[Value]) -> Value:
         index: Value = self.e.integer(view.offset)
         for i, stride in zip(at, view.strides):
             if stride:
                 index = self.e.add(index, self.e.mul(i, stride))
-        return self.e.offset(self.rows[view.base], index, self.element)
+        return index
+
+    def _address(self, view: View, at: list[Value]) -> Value:
+        return self.e.offset(self.rows.pointers[view.base], self._place_in_row(view, at), self.rows.types[view.base])
 
     def _load(self, view: View, at: list[Value], mask: Value | None) -> Value:
-        pointer = self._address(view, at)
         stride = view.strides[self.vector_axis]
+        if view.base == INDEX:
+            first = self.e.splat(self._place_in_row(view, at), self.lanes)
+            return self.e.add(first, ir.Constant(first.type, [lane * stride for lane in range(self.lanes)]))
+        pointer, type_ = self._address(view, at), self.rows.types[view.base]
         if stride == 1:
-            return self.e.load_vector(pointer, self.element, mask)
+            return self.e.load_vector(pointer, type_, mask, lanes=self.lanes)
         if stride == 0:
-            return self.e.splat(self.e.load(pointer, self.element))
-        return self._gathered(pointer, stride, self._known_lanes(mask))
+            return self.e.splat(self.e.load(pointer, type_), self.lanes)
+        return self._gathered(pointer, type_, stride, self._known_lanes(mask))
 
-    def _gathered(self, pointer: Value, stride: int, known: int) -> Value:
+    def _gathered(self, pointer: Value, type_: ir.Type, stride: int, known: int) -> Value:
         """Lane by lane; lanes past the tail read the first one's place."""
-        vector: Value = self.e.zero(self.e.vector(self.element))
+        vector: Value = self.e.zero(self.e.vector(type_, self.lanes))
         for lane in range(self.lanes):
-            scalar = self.e.load(pointer, self.element, (lane if lane < known else 0) * stride)
+            scalar = self.e.load(pointer, type_, (lane if lane < known else 0) * stride)
             vector = self.e.b.insert_element(vector, scalar, self.e.integer(lane, ir.IntType(32)))
         return vector
 
     def _known_lanes(self, mask: Value | None) -> int:
         return self.lanes if mask is None else self.part.space[self.vector_axis] % self.lanes
 
-    def _store(self, store: Store, value: Value, at: list[Value], mask: Value | None) -> None:
-        value = self._as_number(value)
+    def _store(self, store: Store, value: Value | float, at: list[Value], mask: Value | None) -> None:
+        type_ = self.rows.types[store.to.base]
+        value = convert(self.e, value, type_, self.lanes)
         pointer = self._address(store.to, at)
         stride = store.to.strides[self.vector_axis]
         if stride != 1 and self.part.space[self.vector_axis] != 1:
             self._scatter(store, value, pointer, stride, self._known_lanes(mask))
             return
         if store.add:
-            value = self.e.b.fadd(self.e.load_vector(pointer, self.element, mask), value)
+            value = self.e.b.fadd(self.e.load_vector(pointer, type_, mask, lanes=self.lanes), value)
         self.e.store_vector(value, pointer, mask)
 
     def _scatter(self, store: Store, value: Value, pointer: Value, stride: int, known: int) -> None:
@@ -306,7 +300,7 @@ class _Walk:
             value = self.e.b.fadd(self.e.load(pointer, self.element), value)
         self.e.store(value, pointer)
 
-    def _across(self, op: str, value: Value) -> Value:
+    def _across(self, node: Node, value: Value) -> Value:
         """Combine the lanes by halves, always in the same order."""
         count = self.lanes
         undefined = ir.Constant(value.type, ir.Undefined)
@@ -316,5 +310,5 @@ class _Walk:
             moved = self.e.b.shuffle_vector(
                 value, undefined, ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), lanes)
             )
-            value = combine(self.e, op, value, moved)
+            value = combine(self.e, node, value, moved)
         return self.e.b.extract_element(value, self.e.integer(0, ir.IntType(32)))

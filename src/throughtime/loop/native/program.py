@@ -14,14 +14,18 @@ Places of values, by kind:
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
 from throughtime.capture.graph import Node
 from throughtime.loop.native.views import Features, View
 
 __all__ = [
+    "INDEX",
     "Buffer",
     "Expression",
     "Gather",
     "Immediate",
+    "Kind",
     "Load",
     "Operand",
     "Pass",
@@ -29,6 +33,7 @@ __all__ = [
     "Program",
     "Store",
     "SubPass",
+    "is_whole",
 ]
 
 Kind = Literal["pair", "previous", "row", "block", "const"]
@@ -36,7 +41,10 @@ Kind = Literal["pair", "previous", "row", "block", "const"]
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """Storage of `width` numbers per entry. `local`: of a chunk only, not of the whole call."""
+    """Storage of `width` numbers per entry; truth is stored as 1 or 0.
+
+    local: of a chunk only, not of the whole call. integer: of int64, not of the program's own real type.
+    """
 
     name: str
     kind: Kind
@@ -45,11 +53,16 @@ class Buffer:
     integer: bool = False
 
 
+def is_whole(dtype: torch.dtype) -> bool:
+    """Whether values are stored as int64."""
+    return not dtype.is_floating_point and dtype != torch.bool
+
+
 @dataclass(frozen=True, slots=True)
 class Immediate:
     """A number that stands in the code."""
 
-    value: float
+    value: float | int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +73,10 @@ class Load:
     boolean: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
-    """The place of an element along the last axis of the walk, as a number."""
+INDEX = "(index)"
+"""The base of a view whose elements are their own places: a view of strides (0, 1) has the column in each element."""
 
-
-Operand = str | Load | Immediate | Index
+Operand = str | Load | Immediate
 """Of an expression: a value of the same sub-pass (in a register), a load, or a number."""
 
 
@@ -134,7 +145,7 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """to[row] = table[index[row]], a table of so many `rows`. An index that was computed is cut to its bounds."""
+    """to[row, j] = table[index[row, j]], a table of so many `rows`. The index has one axis; it is cut to its bounds."""
 
     table: str
     index: View
@@ -172,6 +183,4 @@ def _word(operand: Operand | View) -> str:
     if isinstance(operand, View):
         whole = operand.offset == 0 and operand.is_whole
         return operand.base if whole else f"{operand.base}[{operand.offset}; {list(operand.strides)}]"
-    if isinstance(operand, Index):
-        return "index"
     return str(operand.value) if isinstance(operand, Immediate) else operand

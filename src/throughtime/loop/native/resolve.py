@@ -7,18 +7,19 @@ left is an item: an elementwise operator or a reduction (part of a pass over the
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from throughtime._errors import BackendError
-from throughtime.capture.graph import ROWS, Input, Node, Ref
-from throughtime.loop.native.operators import ELEMENTWISE, REDUCTIONS
-from throughtime.loop.native.program import Buffer, Immediate, Index
+from throughtime.capture.graph import ROWS, Input, Node, Ref, Shape
+from throughtime.loop.native.operators import ELEMENTWISE, REDUCTIONS, unfit
+from throughtime.loop.native.program import INDEX, Buffer, Immediate, is_whole
 from throughtime.loop.native.views import Features, View, contiguous, feature_shape, squeeze, view_through
 
 __all__ = ["Item", "Resolved", "Want", "same_elements"]
 
-SHAPE_OPERATORS = frozenset({"view", "permute", "expand", "slice"})
+SHAPE_OPERATORS = frozenset({"view", "permute", "expand", "slice", "flip"})
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ class Resolved:
         for node in nodes:
             self.values[node.name] = node
             self._take(node)
+        self.wants = [self._with_number(want) for want in self.wants]
+
+    def _with_number(self, want: Want) -> Want:
+        number = self.immediates.get(want.value) if isinstance(want.value, str) else None
+        return want if number is None else replace(want, value=number)
 
     def base_item(self, name: str) -> Item | None:
         """The item whose result a value looks at, if any."""
@@ -83,14 +89,16 @@ class Resolved:
     def has_rows(self, name: str) -> bool:
         return ROWS in self.values[name].shape
 
-    def scratch(self, value: str, width: int) -> Buffer:
-        buffer = Buffer(f"scratch:{value}", "block", width)
+    def scratch(self, value: str) -> Buffer:
+        like = self.values[value]
+        width = math.prod(feature_shape(like.shape))
+        buffer = Buffer(f"scratch:{value}", "block", width, integer=is_whole(like.dtype))
         self.buffers[buffer.name] = buffer
         return buffer
 
     def _take(self, node: Node) -> None:
         if node.op == "full":
-            self.immediates[node.name] = Immediate(float(node.attributes["value"]))
+            self.immediates[node.name] = Immediate(node.attributes["value"])
         elif node.op in SHAPE_OPERATORS:
             self._take_view(node)
         elif node.op == "cat":
@@ -101,12 +109,20 @@ class Resolved:
             self._take_affine(node)
         elif node.op in REDUCTIONS:
             self._take_reduction(node)
-        elif node.op == "embedding" or node.op in ELEMENTWISE:
+        elif node.op in ELEMENTWISE:
+            self._take_elementwise(node)
+        elif node.op == "embedding":
             self._compute(Item(node, feature_shape(node.shape)))
         elif node.op in ("argmax", "argmin"):
             self._take_place(node)
         else:
             raise BackendError(f"operator '{node.op}' ({node}) is not in the native backend's table")
+
+    def _take_elementwise(self, node: Node) -> None:
+        sort = unfit(node, [self.values[operand].dtype for operand in node.operands])
+        if sort is not None:
+            raise BackendError(f"operator '{node.op}' ({node}) on {sort} is not in the native backend's table")
+        self._compute(Item(node, feature_shape(node.shape)))
 
     def _compute(self, item: Item) -> None:
         name = item.node.name
@@ -140,7 +156,7 @@ class Resolved:
         axis = node.attributes["dim"] - 1
         if axis < 0:
             raise BackendError(f"'cat' ({node}) joins rows")
-        buffer = self._home_of_cat(node) or self.scratch(node.name, math.prod(shape))
+        buffer = self._home_of_cat(node) or self.scratch(node.name)
         self.joined.add(buffer.name)
         whole = contiguous(buffer.name, shape)
         start = 0
@@ -163,35 +179,50 @@ class Resolved:
         axes = tuple(d - 1 for d in node.attributes["dims"])
         if any(a < 0 for a in axes):
             raise BackendError(f"'{node.op}' ({node}) reduces over rows")
-        self._compute(Item(node, feature_shape(self.values[node.operands[0]].shape), axes))
+        self._reduce(node, feature_shape(self.values[node.operands[0]].shape), axes)
+
+    def _reduce(self, node: Node, over: Features, axes: tuple[int, ...]) -> None:
+        """Along axes of one element there is nothing to reduce."""
+        if all(over[a] == 1 for a in axes):
+            self._take_view(replace(node, op="view"))
+        else:
+            self._compute(Item(node, over, axes))
 
     def _take_place(self, node: Node) -> None:
         """Before: argmax(a)
-        After:  amin(where(a == amax(a), index, last))      the first of equal ones; `last` where there is a NaN
+        After:  amin(where(a == amax(a) or a is NaN, index, last))      the first of equal ones, and of NaNs
         """
         (a,) = node.operands
-        shape = self.values[a].shape
-        count = shape[-1]
-        if node.attributes.get("dim") != len(shape) - 1 or math.prod(shape[1:]) != count:
-            raise BackendError(f"'{node.op}' ({node}) is taken along the only axis of a row, or not at all")
-        dims = (("dims", (len(shape) - 1,)), ("keepdim", True))
-        like = Node(
-            f"{node.name}.extreme", "amax" if node.op == "argmax" else "amin", (Ref(a),), dims, shape, node.dtype
-        )
-        like = replace(like, dtype=self.values[a].dtype)
-        extreme = replace(like, shape=(*shape[:-1], 1))
-        hit = replace(
-            like, name=f"{node.name}.hit", op="eq", args=(Ref(a), Ref(extreme.name)), kwargs=(), dtype=torch.bool
-        )
-        place_args = (Ref(hit.name), Index(), float(count - 1))
-        place = replace(like, name=f"{node.name}.place", op="where", args=place_args, kwargs=())
-        first = replace(node, op="amin", args=(Ref(place.name),), kwargs=dims)
-        for part in (extreme, hit, place, first):
-            self.values[part.name] = part
-        self._compute(Item(extreme, feature_shape(shape), (len(shape) - 2,)))
-        self._compute(Item(hit, feature_shape(shape)))
-        self._compute(Item(place, feature_shape(shape)))
-        self._compute(Item(first, feature_shape(shape), (len(shape) - 2,)))
+        shape, axis = self.values[a].shape, node.attributes["dim"]
+        if axis == 0:
+            raise BackendError(f"'{node.op}' ({node}) searches among the rows")
+        dims = (("dims", (axis,)), ("keepdim", True))
+        kept = tuple(1 if i == axis else n for i, n in enumerate(shape))
+        own, truth = self.values[a].dtype, torch.bool
+        extreme = self._make(node, "amax" if node.op == "argmax" else "amin", (Ref(a),), kept, own, dims)
+        hit = self._make(node, "eq", (Ref(a), Ref(extreme)), shape, truth)
+        nothing = self._make(node, "ne", (Ref(a), Ref(a)), shape, truth)
+        found = self._make(node, "logical_or", (Ref(hit), Ref(nothing)), shape, truth)
+        places = (Ref(found), Ref(self._index(node, axis, shape)), int(shape[axis]) - 1)
+        place = self._make(node, "where", places, shape, torch.int64)
+        self._take_reduction(replace(node, op="amin", args=(Ref(place),), kwargs=dims))
+
+    def _index(self, of: Node, axis: int, shape: Shape) -> str:
+        """The place of each element along an axis."""
+        name = f"{of.name}.index"
+        self.values[name] = Node(name, "index", (), (), shape, torch.int64)
+        strides = tuple(1 if i == axis else 0 for i in range(1, len(shape)))
+        self.sources[name] = View(INDEX, feature_shape(shape), strides)
+        return name
+
+    def _make(
+        self, of: Node, op: str, args: tuple[Any, ...], shape: Shape, dtype: torch.dtype, kwargs: Any = ()
+    ) -> str:
+        """A node on the way to `of`."""
+        node = Node(f"{of.name}.{op}", op, args, kwargs, shape, dtype)
+        self.values[node.name] = node
+        self._take(node)
+        return node.name
 
     def _take_affine(self, node: Node) -> None:
         """Products read whole vectors: an operand that lies otherwise is copied first."""
@@ -242,7 +273,7 @@ class Resolved:
         self._compute(Item(times, space))
         total = replace(node, op="sum", args=(Ref(times.name),), kwargs=())
         self.values[node.name] = total
-        self._compute(Item(total, space, (count + (2 if last else 1),)))
+        self._reduce(total, space, (count + (2 if last else 1),))
 
 
 def same_elements(view: View, of: Item) -> bool:

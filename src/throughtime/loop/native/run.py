@@ -33,7 +33,7 @@ class Walker:
     def __init__(self, kernel: "NativeKernel", direction: str, bound: Bound, rows: Mapping[str, Tensor]) -> None:
         self.kernel, self.direction, self.bound, self.rows = kernel, direction, bound, rows
         self.programs = (kernel.program(direction), *kernel.lowered.staged.get(direction, ()))
-        self.local_widths = {name: b.width for p in self.programs for name, b in p.buffers.items() if b.local}
+        self.locals = {name: b for program in self.programs for name, b in program.buffers.items() if b.local}
         self.local: dict[str, Tensor] = {}
         self._packed: dict[str, Tensor] = {}
         self._runs: dict[int | None, _Run] = {}
@@ -67,9 +67,9 @@ class Walker:
 
     def _local_buffers(self, start: int, stop: int) -> dict[str, Tensor]:
         count = self.bound.batch.pairs_of(start, stop)
-        for name, width in self.local_widths.items():
+        for name, buffer in self.locals.items():
             if name not in self.local or len(self.local[name]) < count:
-                self.local[name] = torch.empty(count, width, dtype=self.kernel.lowered.element)
+                self.local[name] = torch.empty(count, buffer.width, dtype=self.kernel.lowered.dtype(buffer))
         return self.local
 
     def packed(self, name: str, k: int, n: int) -> Tensor:
@@ -122,16 +122,17 @@ class _Run:
 
     def _bind(self) -> None:
         """What stays where it is for the whole call."""
-        walker, dtype = self.walker, self.walker.kernel.lowered.element
+        walker, lowered = self.walker, self.walker.kernel.lowered
         self._set("bounds", ctypes.addressof(self.bounds))
         self._set("active", self.batch.active.ctypes.data)
         self._set("offsets", self.batch.offsets.ctypes.data)
         rows = {**walker.bound.row_consts, **walker.rows}
         for name, buffer in self.program.buffers.items():
             if buffer.kind == "const":
-                self._point(name, walker.bound.consts[name.removeprefix("const:")].detach().to(dtype).contiguous())
+                const = walker.bound.consts[name.removeprefix("const:")].detach()
+                self._point(name, const.to(lowered.dtype(buffer)).contiguous())
             elif buffer.kind == "block":
-                self._point(name, torch.empty(self._scratch_rows(), buffer.width, dtype=dtype))
+                self._point(name, torch.empty(self._scratch_rows(), buffer.width, dtype=lowered.dtype(buffer)))
             elif buffer.kind == "row":
                 self._point(name, rows[name])
         for name, (k, n) in self.program.weights.items():

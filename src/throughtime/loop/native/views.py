@@ -9,7 +9,7 @@ from typing import Any
 
 from throughtime.capture.graph import ROWS, Node
 
-__all__ = ["Features", "View", "contiguous", "feature_shape", "squeeze", "view_through", "walked"]
+__all__ = ["Features", "View", "contiguous", "feature_shape", "squeeze", "view_as", "view_through", "walked"]
 
 Features = tuple[int, ...]
 
@@ -63,6 +63,8 @@ def view_through(node: Node, of: View, has_rows: bool) -> View | None:
         offset = of.offset + attributes["start"] * strides[axis]
         strides[axis] *= attributes["step"]
         return View(of.base, shape, tuple(strides), offset)
+    if node.op == "flip":
+        return _flipped(of, [d - (1 if has_rows else 0) for d in attributes["dims"]])
     if node.op == "permute":
         return _permuted(of, attributes["dims"], has_rows, shape)
     if node.op == "expand":
@@ -70,9 +72,14 @@ def view_through(node: Node, of: View, has_rows: bool) -> View | None:
             of = View(of.base, of.shape[1:], of.strides[1:], of.offset)
         return of.broadcast_to(shape)
     if node.op == "view":
-        strides = _reshaped(of.shape, of.strides, shape)
-        return None if strides is None else View(of.base, shape, strides, of.offset)
+        return view_as(of, shape)
     return None
+
+
+def view_as(of: View, shape: Features) -> View | None:
+    """The same elements in another shape; None where no strides do it."""
+    strides = _reshaped(of.shape, of.strides, shape)
+    return None if strides is None else View(of.base, shape, strides, of.offset)
 
 
 def _permuted(of: View, dims: tuple[int, ...], has_rows: bool, shape: Features) -> View | None:
@@ -81,6 +88,15 @@ def _permuted(of: View, dims: tuple[int, ...], has_rows: bool, shape: Features) 
             return None
         dims = tuple(d - 1 for d in dims[1:])
     return View(of.base, shape, tuple(of.strides[d] for d in dims), of.offset)
+
+
+def _flipped(of: View, axes: list[int]) -> View | None:
+    """From the last element, backwards."""
+    if any(a < 0 for a in axes):
+        return None
+    strides = tuple(-s if i in axes else s for i, s in enumerate(of.strides))
+    offset = of.offset + sum((of.shape[a] - 1) * of.strides[a] for a in axes)
+    return View(of.base, of.shape, strides, offset)
 
 
 def _row_major(shape: Features) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from capture.agreement import row
+from throughtime import CaptureError
 from throughtime.capture import StepTrace, trace_step
 from throughtime.capture.interpret import run_backward, run_forward
 
@@ -63,6 +64,11 @@ def test_dropout_that_drops_nothing_or_all() -> None:
     y, d_x = play(everything, torch.randn(3, H), *[torch.rand(3, H) for _ in kinds(everything)])
     assert not y.any()
     assert not d_x.any()
+
+
+def test_dropout_of_no_probability() -> None:
+    with pytest.raises(CaptureError, match="dropout probability has to be between 0 and 1, but got"):
+        trace(lambda x: F.dropout(x, 1.5))
 
 
 def test_dropout_in_place() -> None:

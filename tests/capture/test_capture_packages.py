@@ -155,7 +155,7 @@ class Hidden(nn.Module):
         return self.neuron(x), state
 
 
-REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+REFUSED = {
     "a triangular surrogate: indexes by a mask": (
         lambda: Spiking(snntorch.Leaky(0.9, spike_grad=surrogate.triangular())),
         "makes a tensor whose size depends on numbers",

@@ -42,7 +42,7 @@ BATCH_SIZE: dict[str, tuple[Step, str]] = {
     "plain number": (lambda x, h: h * int(x.size(0)), "mul cannot run row by row: it computes with the batch size"),
     "filled": (lambda x, h: h + torch.full((H,), x.shape[0]), "full cannot run row by row: it computes with"),
 }
-MIXED: dict[str, tuple[Step, str]] = {
+MIXED = {
     "mean over rows": (lambda x, h: x - x.mean(0), "sum cannot run row by row: it reduces over the row axis"),
     "softmax over rows": (lambda x, h: x.softmax(0), "amax cannot run row by row: it reduces over the row axis"),
     "batch statistics": (lambda x, h: F.batch_norm(x, None, None, training=True), "call .eval\\(\\) on it"),
@@ -122,13 +122,17 @@ MIXED: dict[str, tuple[Step, str]] = {
 @pytest.mark.parametrize("name", BATCH_SIZE)
 def test_the_batch_size_is_a_size_and_nothing_else(name: str) -> None:
     function, match = BATCH_SIZE[name]
-    refused(function, match)
+    refused(function, match=match)
 
 
 @pytest.mark.parametrize("name", MIXED)
 def test_rows_do_not_meet(name: str) -> None:
     function, match = MIXED[name]
-    refused(function, match)
+    refused(function, match=match)
+
+
+def test_why_not_the_batch_size() -> None:
+    refused(lambda x, h: x * len(x) if x.shape[0] == 2 else h, match="the loop drops finished rows as it goes")
 
 
 def test_the_batch_size_may_be_a_size() -> None:
@@ -156,19 +160,19 @@ def test_outside_of_a_trace_it_is_an_ordinary_number() -> None:
 
 
 def test_every_row_with_every_other_as_output() -> None:
-    refused(lambda x, h: x @ h.T, "holds an entry for every pair of rows")
+    refused(lambda x, h: x @ h.T, match="holds an entry for every pair of rows")
 
 
 def test_an_axis_as_long_as_the_rows_of_a_trace() -> None:
     table = torch.zeros(1, 1).expand(10_007, 1)
-    refused(lambda x, h: x + table[0], "with an axis of B, a size kept for tracing")
+    refused(lambda x, h: x + table[0], match="with an axis of B, a size kept for tracing")
 
 
 def test_the_line_is_the_users() -> None:
     def deep(x: Tensor) -> Tensor:
         return x.flip(0)  # here
 
-    assert "return x.flip(0)  # here" in refused(lambda x, h: deep(x) * 2, "reverses the rows")
+    assert "return x.flip(0)  # here" in refused(lambda x, h: deep(x) * 2, match="reverses the rows")
 
 
 def test_the_line_of_an_operator_that_writes_in_place() -> None:
@@ -177,10 +181,10 @@ def test_the_line_of_an_operator_that_writes_in_place() -> None:
         y[:, 0] = 1
         return y.flip(0)  # here
 
-    assert "# here" in refused(lambda x, h: deep(x) * 2, "reverses the rows")
+    assert "# here" in refused(lambda x, h: deep(x) * 2, match="reverses the rows")
 
 
-PYTHON: dict[str, tuple[Step, str]] = {
+PYTHON = {
     "item": (lambda x, h: x if x.sum().item() > 0 else h, "it reads a number out of a tensor"),
     "truth": (lambda x, h: x if (x > 0).all() else h, "it reads a number out of a tensor"),
     "size of a choice": (lambda x, h: x[x > 0].sum() + h, "a tensor whose size depends on numbers"),
@@ -193,14 +197,14 @@ PYTHON: dict[str, tuple[Step, str]] = {
 @pytest.mark.parametrize("name", PYTHON)
 def test_python_that_looks_at_numbers(name: str) -> None:
     function, match = PYTHON[name]
-    message = refused(function, match)
+    message = refused(function, match=match)
     assert "1000003" not in message
     assert "10007" not in message
 
 
 def test_closed_over_rows_are_told_of_row_consts() -> None:
     memory = torch.randn(4, H)
-    message = refused(lambda x, h: x * memory, "cannot be traced: it raised RuntimeError")
+    message = refused(lambda x, h: x * memory, match="cannot be traced: it raised RuntimeError")
     assert "row_consts" in message
 
 
@@ -210,7 +214,7 @@ def test_torchscript() -> None:
         trace_step(cell, row(H), row(H))
 
 
-WRITES: dict[str, tuple[Step, str]] = {
+WRITES = {
     "trainable": (lambda x, h: (WEIGHT.mul_(0.5), x)[1], "writes in place on a trainable tensor that it closes over"),
     "data": (lambda x, h: (WEIGHT.data.mul_(0.5), x)[1], "WEIGHT, but a step is a function of its input and state"),
     "part": (lambda x, h: (NORM.running_mean[:2].zero_(), x)[1], "NORM.running_mean, but a step is a function"),
@@ -223,7 +227,7 @@ WRITES: dict[str, tuple[Step, str]] = {
 def test_a_step_does_not_write_on_what_it_closes_over(name: str) -> None:
     function, match = WRITES[name]
     before = WEIGHT.detach().clone(), NORM.running_mean.clone()
-    refused(function, match)
+    refused(function, match=match)
     assert torch.equal(WEIGHT, before[0])
     assert torch.equal(NORM.running_mean, before[1])
 
@@ -310,7 +314,7 @@ class ReadsWeight(torch.autograd.Function):
 
 stored_apply = ClipsByNorm.apply
 
-GRADIENTS: dict[str, tuple[Step, str]] = {
+GRADIENTS = {
     "of a row by the others": (
         lambda x, h: ClipsByNorm.apply(x + h),
         "gradient of one row is made from those of the other",
@@ -333,10 +337,10 @@ def test_custom_gradients_over_the_batch(name: str) -> None:
 
 def test_a_closed_over_tensor_that_is_not_dense() -> None:
     sparse = torch.eye(H).to_sparse()
-    refused(lambda x, h: torch.sparse.mm(sparse, x.T).T, "closes over a tensor that is not dense")
+    refused(lambda x, h: torch.sparse.mm(sparse, x.T).T, match="closes over a tensor that is not dense")
 
 
-STATES: dict[str, tuple[Any, str]] = {
+STATES = {
     "shape": (lambda x, h: (x, h[:, :3]), "state: expected float32\\[B, 7\\], got float32\\[B, 3\\]"),
     "dtype": (lambda x, h: (x, h.double()), "got float64\\[B, 7\\]"),
     "structure": (lambda x, h: (x, (h, h)), "of the structure of the one it gets"),

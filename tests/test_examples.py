@@ -8,6 +8,11 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
+
+import throughtime
+from throughtime.capture import trace_step
+from throughtime.plan.make import make_plan
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -47,3 +52,17 @@ def test_python_blocks_of_a_page_run(page: Path) -> None:
 def test_links_of_a_page_lead_somewhere(page: Path) -> None:
     missing = [target for target in LINK.findall(page.read_text()) if not (page.parent / target).exists()]
     assert not missing
+
+
+def test_the_plan_on_the_page_is_the_plan(request: pytest.FixtureRequest) -> None:
+    """`pytest --update-golden` writes it anew."""
+    page = ROOT / "docs" / "how-it-works.md"
+    text = page.read_text()
+    block = re.search(r"^```plan\n(.*?)\n```$", text, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    cell = throughtime.BasicLSTMCell(4, input_size=3)
+    plan = str(make_plan(trace_step(cell, torch.zeros(2, 3), cell.initial_state(2)).pair))
+    if request.config.getoption("--update-golden"):
+        page.write_text(text[: block.start(1)] + plan + text[block.end(1) :])
+    else:
+        assert block[1] == plan, f"{page.name} shows another plan; write it anew: pytest --update-golden"

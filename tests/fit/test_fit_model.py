@@ -124,6 +124,14 @@ def test_noise_hangs_on_its_key() -> None:
     assert len({tuple(row) for row in drawn}) == 3
 
 
+def test_dropout_in_training_only() -> None:
+    model = build_model(replace(SMALL, dropout=0.5, layers=2), NUMBERS, seed=0)
+    inputs = torch.randn(3, 6, 5), torch.tensor([6, 2, 1])
+    assert not torch.equal(model(*inputs), model(*inputs))
+    model.eval()
+    assert torch.equal(model(*inputs), model(*inputs))
+
+
 def test_a_sequence_of_no_steps_has_features() -> None:
     zeros = final_features(object(), torch.empty(2, 0, 3), (torch.ones(2, 3),), torch.tensor([0, 0]))
     assert torch.equal(zeros, torch.zeros(2, 3))
@@ -133,6 +141,7 @@ def test_a_sequence_of_no_steps_has_features() -> None:
 @pytest.mark.parametrize(
     ("options", "match", "detail"),
     [
+        ({"dropout": 1.0}, "--dropout is a share", "got 1.0"),
         ({"cell": "NoSuchCell"}, "throughtime has no cell", "BasicLSTMCell, BasicRNNCell"),
         ({"cell": "no_such_module:Cell"}, "there is no module", "'no_such_module'"),
         ({"cell": "own_cells:Nothing"}, "has no class", "'Nothing'"),

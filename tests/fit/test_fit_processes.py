@@ -29,12 +29,13 @@ def test_two_processes_learn_as_one(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert run_command([*words, "--run", str(tmp_path / "alone")]) == 0
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*torchrun, "-m", "throughtime", *words, "--run", str(tmp_path / "together")],
+        [*torchrun, "-m", "throughtime", *words, "--run-directory", str(tmp_path / "together")],
         env=environment,
         capture_output=True,
         text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test accuracy") == 1, "one process speaks for both"

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -181,6 +182,20 @@ def test_a_finished_run_is_shown_again(small_run: Path, capsys: Out) -> None:
     assert "test accuracy" in out
     assert str(small_run / "report.html") in out
     assert {path: path.stat().st_mtime_ns for path in small_run.rglob("*")} == before
+
+
+def test_the_cosine_schedule(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the learning rate to nothing over the whole run, which then cannot be made longer."""
+    rates: list[float] = []
+
+    def note(self: keeper.RunKeeper, trainer: Any, *_: object) -> None:
+        rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    monkeypatch.setattr(keeper.RunKeeper, "on_train_batch_end", note)
+    fit(small(small_run, schedule="cosine", learning_rate=0.5), tmp_path / "run", resume=False)
+    assert np.allclose(rates, 0.25 * (1 + np.cos(np.pi * np.arange(27) / 27)))
+    with pytest.raises(FitError, match="holds a run with another configuration"):
+        fit(small(small_run, schedule="cosine", learning_rate=0.5, epochs=5), tmp_path / "run", resume=True)
 
 
 def test_a_finished_run_can_go_further(small_run: Path, tmp_path: Path) -> None:

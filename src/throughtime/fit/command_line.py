@@ -68,7 +68,13 @@ def _fit_parser() -> LightningArgumentParser:
     parser.add_argument("--config", action=ActionConfigFile, help="Read options from a YAML file.")
     for group in GROUPS:
         parser.add_class_arguments(group)
-    parser.add_argument("--run", type=Path | None, help="The directory of the run. (default: runs/DATA-CELL-UNITS)")
+    parser.add_argument(
+        "--run",
+        "--run_directory",
+        type=Path | None,
+        help="The directory of the run. Write --run-directory under torchrun, which takes --run for one of its own "
+        "options. (default: runs/DATA-CELL-UNITS)",
+    )
     parser.add_argument(
         "--resume",
         action="store_true",

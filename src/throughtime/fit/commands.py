@@ -162,7 +162,7 @@ def _tell_start(
         "data": f"{source_name(options.data.data)}: {_steps_in_words(data)}, {len(data.encoding.classes)} classes",
         "": f"{counts} sequences{_padding_in_words(data, training)}",
         "model": f"{options.model.cell}, {options.model.units} units, {layers}: {parameters:,} parameters",
-        "training": f"{training.epochs} epochs, batches of {training.batch}, Adam {training.learning_rate}",
+        "training": _training_in_words(options),
         "run": f"{directory.path}{' (resumed from its last checkpoint)' if resumed else ''}",
     }
     for name, line in lines.items():
@@ -177,6 +177,14 @@ def _steps_in_words(data: Data) -> str:
     if data.encoding.vocabulary is not None:
         return f"{steps} tokens, a vocabulary of {len(data.encoding.vocabulary):,}"
     return f"{steps} steps of {data.encoding.width} number{'s' * (data.encoding.width != 1)}"
+
+
+def _training_in_words(options: Options) -> str:
+    training = options.training
+    words = f"{training.epochs} epochs, batches of {training.batch}, Adam {training.learning_rate:g}"
+    words += " with a cosine schedule" if training.schedule == "cosine" else ""
+    words += f", dropout {options.model.dropout:g}" if options.model.dropout else ""
+    return words + (f", gradients clipped at {training.clip:g}" if training.clip else "")
 
 
 def _padding_in_words(data: Data, training: TrainingOptions) -> str:

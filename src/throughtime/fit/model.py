@@ -27,14 +27,17 @@ class SequenceClassifier(nn.Module):
     Means, for each sequence::
 
         for layer in layers:
-            steps, state = dynamic_rnn(layer, steps, lengths)
-        logits = readout(final state)
+            steps, state = dynamic_rnn(layer, dropout(steps), lengths)
+        logits = readout(dropout(final state))
     """
 
-    def __init__(self, embedding: nn.Embedding | None, layers: list[Any], readout: nn.Linear, backend: Any) -> None:
+    def __init__(
+        self, embedding: nn.Embedding | None, layers: list[Any], readout: nn.Linear, options: ModelOptions
+    ) -> None:
         super().__init__()
         self.embedding = embedding
-        self.layers = nn.ModuleList(throughtime.RNN(cell, backend=backend) for cell in layers)
+        self.layers = nn.ModuleList(throughtime.RNN(cell, backend=options.backend) for cell in layers)
+        self.dropout = nn.Dropout(options.dropout)
         self.readout = readout
 
     def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
@@ -48,8 +51,8 @@ class SequenceClassifier(nn.Module):
         """[B, H]: what the last layer knows at the end of each sequence."""
         state: Any = None
         for layer in self.layers:
-            steps, state = layer(steps, sequence_length=lengths)
-        return final_features(self.layers[-1].cell, steps, state, lengths)
+            steps, state = layer(self.dropout(steps), sequence_length=lengths)
+        return self.dropout(final_features(self.layers[-1].cell, steps, state, lengths))
 
 
 def final_features(cell: Any, outputs: Tensor, state: Any, lengths: Tensor) -> Tensor:
@@ -68,6 +71,8 @@ def final_features(cell: Any, outputs: Tensor, state: Any, lengths: Tensor) -> T
 
 def build_model(options: ModelOptions, encoding: Encoding, seed: int) -> SequenceClassifier:
     """The same options and seed give the same first weights."""
+    if options.dropout >= 1:
+        raise FitError(f"--dropout is a share that leaves something, below 1, got {options.dropout}.")
     seed_noise(seed)
     embedding, width = None, encoding.width
     if encoding.vocabulary is not None:
@@ -82,7 +87,7 @@ def build_model(options: ModelOptions, encoding: Encoding, seed: int) -> Sequenc
     readout = nn.Linear(features, len(encoding.classes))
     nn.init.xavier_uniform_(readout.weight)  # TensorFlow's first weights of a dense layer
     nn.init.zeros_(readout.bias)
-    return SequenceClassifier(embedding, layers, readout, options.backend)
+    return SequenceClassifier(embedding, layers, readout, options)
 
 
 def seed_noise(*key: int) -> None:

@@ -53,6 +53,7 @@ class ModelOptions:
         cell_options: further arguments of the cell, as --cell_options.use_peepholes true.
         units: the width of each layer's state.
         layers: how many cells stand on top of each other.
+        dropout: the share of the inputs of each layer, and of the final state, that is left out in training.
         embed: steps are token ids (or words), looked up in a learned table of this width; 0 for steps of numbers.
         backend: how the loop over time is run.
     """
@@ -61,6 +62,7 @@ class ModelOptions:
     cell_options: dict[str, Any] = field(default_factory=dict)
     units: PositiveInt = 150
     layers: PositiveInt = 1
+    dropout: NonNegativeFloat = 0.0
     embed: NonNegativeInt = 0
     backend: Literal["auto", "native", "portable"] = "auto"
 
@@ -73,6 +75,7 @@ class TrainingOptions:
         epochs: how often the training sequences are gone through.
         batch: sequences in a batch, over all processes together.
         learning_rate: of Adam.
+        schedule: "cosine" lets the learning rate fall to nothing over the epochs, as half a wave.
         clip: the largest norm of the gradients, to which longer ones are cut; 0 leaves them alone.
         seed: fixes the first weights, the order of the batches and the noise of dropout.
         checkpoint_every: also save what --resume needs after each so many batches; 0 saves after each epoch only.
@@ -83,6 +86,7 @@ class TrainingOptions:
     epochs: PositiveInt = 60
     batch: PositiveInt = 150
     learning_rate: PositiveFloat = 0.001
+    schedule: Literal["constant", "cosine"] = "constant"
     clip: NonNegativeFloat = 0.0
     seed: NonNegativeInt = 0
     checkpoint_every: NonNegativeInt = 0

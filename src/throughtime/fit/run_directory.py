@@ -22,11 +22,9 @@ from throughtime.fit.data.sources import absolute_source, source_name
 from throughtime.fit.errors import FitError
 from throughtime.fit.files import is_unfinished, write_text
 from throughtime.fit.model import SequenceClassifier, build_model
-from throughtime.fit.options import Options
+from throughtime.fit.options import Options, TrainingOptions
 
 __all__ = ["RunDirectory", "default_directory"]
-
-MAY_CHANGE = {"epochs", "checkpoint_every"}  # with --resume: they change how far a run goes, not its way
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,7 @@ class RunDirectory:
             raise FitError(f"{self.path} exists and is not the directory of a run. Choose another with --run.")
         differing = _differences(_flat(self.read_options()), _flat(options))
         lines = "".join(f"\n  {name}: there {old!r}, asked for {new!r}" for name, (old, new) in differing.items())
-        fewer = options.training.epochs < self.read_options().training.epochs
-        if set(differing) - MAY_CHANGE or fewer:
+        if set(differing) - _may_change(self.read_options().training, options.training):
             raise FitError(
                 f"{self.path} holds a run with another configuration:{lines}\nChoose another directory with --run."
             )
@@ -152,6 +149,12 @@ def _flat(options: Options) -> dict[str, Any]:
     groups = dataclasses.asdict(options).values()
     flat = {name: value for group in groups for name, value in group.items()}
     return {**flat, "data": absolute_source(flat["data"])}
+
+
+def _may_change(old: TrainingOptions, new: TrainingOptions) -> set[str]:
+    """The settings that may differ on resuming: they change how far a run goes, not its way."""
+    further = new.epochs > old.epochs and old.schedule == "constant"
+    return {"checkpoint_every", "epochs"} if further else {"checkpoint_every"}
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -59,7 +60,10 @@ class ClassifierTraining(pl.LightningModule):
         return torch.optim.Adam(self.model.parameters(), lr=self.options.learning_rate)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """The noise of a step depends on the step alone, so that a resumed run draws the same."""
+        """The noise and the rate of a step depend on the step alone, so that a resumed run has the same."""
+        steps: int = self.trainer.max_epochs * self.trainer.num_training_batches  # type: ignore[operator,assignment]
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = _rate(self.options, self.global_step / steps)
         seed_noise(self.options.seed, 1 + self.global_step, self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -99,6 +103,13 @@ class ClassifierTraining(pl.LightningModule):
     def _nothing(self) -> Tensor:
         """0 that depends on every parameter: where no row has a step, the cells would have no gradient at all."""
         return torch.stack([(p * 0).sum() for p in self.model.parameters()]).sum()
+
+
+def _rate(options: TrainingOptions, done: float) -> float:
+    """The learning rate when this share of the training is done."""
+    if options.schedule == "constant":
+        return options.learning_rate
+    return options.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,10 @@ class SpillFile:
     def prefetch(self, key: object) -> None:
         """Read ahead what was written under the key."""
         if key not in self._ahead:
-            self._ahead[key] = self._worker.submit(self._file.read, self._places[key])
+            places = self._places[key]
+            # Made by the caller's thread: memory that threads allocate for each other comes back late.
+            room = {name: torch.empty(place.shape, dtype=place.dtype) for name, place in places.items()}
+            self._ahead[key] = self._worker.submit(self._file.read, places, room)
 
     def read(self, key: object) -> dict[str, Tensor]:
         """What was written under the key."""
@@ -97,12 +100,10 @@ class _File:
         for name, tensor in tensors.items():
             self._move(lambda part, at: os.pwrite(self.descriptor, part, at), tensor.contiguous(), places[name].offset)
 
-    def read(self, places: dict[str, _Place]) -> dict[str, Tensor]:
-        found = {}
-        for name, place in places.items():
-            found[name] = torch.empty(place.shape, dtype=place.dtype)
-            self._move(lambda part, at: os.preadv(self.descriptor, [part], at), found[name], place.offset)
-        return found
+    def read(self, places: dict[str, _Place], room: dict[str, Tensor]) -> dict[str, Tensor]:
+        for name, tensor in room.items():
+            self._move(lambda part, at: os.preadv(self.descriptor, [part], at), tensor, places[name].offset)
+        return room
 
     def _move(self, some: Callable[[memoryview, int], int], tensor: Tensor, offset: int) -> None:
         """A positioned write or read may be short: go on until all is moved."""

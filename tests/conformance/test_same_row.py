@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from conformance.cases import Case, assert_close, by_library, draw_case
-from conformance.descriptors import BITWISE, DESCRIPTORS, Descriptor, over
+from conformance.descriptors import BACKENDS, BITWISE, DESCRIPTORS, Descriptor, by_name, over
+from throughtime import Recompute, Spill
 from throughtime._nested import map_leaves
+from throughtime.plan.memory import MemoryPolicy
 
 LENGTHS = [3, 5, 1, 4, 5]
 # The memory of "row constants" belongs to places in the batch, not to the rows that stand there.
@@ -77,3 +79,32 @@ def test_the_chunk_size_changes_nothing(descriptor: Descriptor, backend: str, ch
     want = by_library(case, backend).named()
     for name, tensor in by_library(case, backend, parallel_iterations=chunk).named().items():
         assert torch.equal(tensor, want[name]), name
+
+
+@over(backends=[backend for backend in BACKENDS if backend in BITWISE])
+def test_the_number_of_threads_changes_no_bit(descriptor: Descriptor, backend: str) -> None:
+    """Weight gradients included."""
+    case = draw_case(descriptor, [3, 40, 1, 4, 5, 0, 33], dtype=torch.float32)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(by_library(case, backend).named())
+    finally:
+        torch.set_num_threads(threads)
+    for name, tensor in results[0].items():
+        assert all(torch.equal(tensor, other[name]) for other in results[1:]), name
+
+
+@over(
+    by_name("nn.LSTMCell", "closed-over tensors", "nested dict state", "learned start", "row constants", "MultiRNNCell")
+)
+@pytest.mark.parametrize("memory", [Recompute(), Recompute(every=32), Spill()], ids=str)
+def test_the_memory_policy_changes_no_bit(descriptor: Descriptor, backend: str, memory: MemoryPolicy) -> None:
+    case = draw_case(descriptor, [3, 40, 1, 4, 5, 0, 33], dtype=torch.float32)
+    want = by_library(case, backend).named()
+    for name, tensor in by_library(case, backend, memory=memory).named().items():
+        if backend in BITWISE:
+            assert torch.equal(tensor, want[name]), name
+        else:
+            assert_close(name, tensor, want[name], case.dtype)

@@ -46,12 +46,12 @@ def main() -> None:
     torch.manual_seed(0)
     model = Reverser()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for step in range(301):
+    for step in range(151):
         loss = model.loss(*examples(64))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step % 100 == 0:
+        if step % 50 == 0:
             print(f"step {step:3d}   loss {loss:.3f}")
     ids, lengths, targets = examples(100)
     with torch.no_grad():

@@ -104,22 +104,22 @@ ROWS = np.arange(3)
 @pytest.mark.parametrize(("labels", "detail"), [([0, 1, 3], "row 2 has 3"), ([0, -1, 2], "row 1 has -1")])
 def test_labels_out_of_range(labels: list[int], detail: str) -> None:
     table = make_table(labels)
-    with pytest.raises(FitError, match=r"labels out of range: (?!whole)") as caught:
+    with pytest.raises(FitError, match="labels out of range") as caught:
         encode(table, learn_encoding(table, ROWS, classes=3))
     assert f"the classes are 0 to 2, {detail}" in str(caught.value)
 
 
 def test_a_label_that_training_never_shows() -> None:
     table = make_table(["a", "b", "c"])
-    with pytest.raises(FitError, match=r"labels out of range: (?!whole)") as caught:
+    with pytest.raises(FitError, match="labels out of range") as caught:
         encode(table, learn_encoding(table, ROWS[:2], None))
     assert "the classes are a, b, row 2 has 'c'" in str(caught.value)
 
 
 def test_a_label_that_is_no_class_number() -> None:
-    with pytest.raises(FitError, match="whole numbers are class numbers from 0, and row") as caught:
+    with pytest.raises(FitError, match="are the numbers of the classes") as caught:
         learn_encoding(make_table([0, 20231231, 1]), ROWS, None)
-    assert "row 1 has 20231231" in str(caught.value)
+    assert "label 20231231 of sequence 1 " in str(caught.value)
 
 
 def test_labels_of_another_kind() -> None:

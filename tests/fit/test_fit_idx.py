@@ -83,5 +83,5 @@ def test_what_is_refused(
 
 
 def test_a_missing_directory(tmp_path: Path) -> None:
-    with pytest.raises(FitError, match="is not a directory"):
+    with pytest.raises(FitError, match="Give the one that holds"):
         read_idx(tmp_path / "nowhere")

@@ -62,8 +62,8 @@ def _count_classes(labels: np.ndarray, train: np.ndarray) -> int:
     if largest >= len(labels):
         row = int(train[labels[train].argmax()])
         raise FitError(
-            f"labels out of range: whole numbers are class numbers from 0, and row {row} has {largest}, more than "
-            f"there are sequences ({len(labels)}). Write such labels as text, or say --classes."
+            f"whole numbers as labels are the numbers of the classes, from 0: the label {largest} of sequence {row} "
+            f"makes more classes than there are sequences ({len(labels)}). Write such labels as text, or say --classes."
         )
     return max(largest + 1, 2)
 

@@ -81,11 +81,8 @@ def _only_list_column(path: Path, schema: pa.Schema) -> tuple[str, ...]:
             f"parquet: {path} has several list columns: {', '.join(lists)}. Say which hold the steps, for example "
             f"--columns {','.join(lists)}."
         )
-    raise FitError(
-        f"parquet: {path} has no list column to hold the steps. Its columns are: "
-        + ", ".join(f"{field.name} ({field.type})" for field in schema)
-        + "."
-    )
+    kinds = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    raise FitError(f"parquet: none of the columns of {path} holds lists, which are the steps of a sequence: {kinds}.")
 
 
 def _read_steps(path: Path, table: pa.Table, names: tuple[str, ...], tokens: bool) -> tuple[np.ndarray, np.ndarray]:

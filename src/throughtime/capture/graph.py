@@ -6,7 +6,8 @@ the first operand of an `mm` that contracts rows, in the backward part: the grad
 
 Operands (values and Python numbers, which stand for a tensor of the other operand's dtype) are in `args`,
 attributes in `kwargs`. Operands of an elementwise operator have one dtype (`where`: all but the condition) and
-broadcast as in PyTorch. Shapes are given in full; the axes of an attribute are never negative.
+broadcast as in PyTorch. Shapes are given in full; the axes of an attribute are never negative. Under autocast the
+operands of mm, bmm and convolution are rounded by `to_dtype`, and their result is float32, as is all else.
 
 | operator | operands | attributes | meaning |
 |---|---|---|---|

@@ -1,8 +1,10 @@
 """A plan, run plainly, gives what the loop over the cell gives: outputs, final state and each gradient by name."""
 
+from random import Random
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from conformance.cases import assert_same, by_definition, draw_case
@@ -13,11 +15,14 @@ from plan.odd_cells import ODD
 from plan.plain_pair import bind_random, run_pair, run_plan
 from plan.random_pairs import random_pair
 from throughtime import cells
+from throughtime._errors import CaptureError
 from throughtime.capture import trace_step
 from throughtime.plan.make import make_plan
 
 SOME = by_name("nn.GRUCell", "MultiRNNCell", "row constants", "whole-number state", "convolution", "learned start")
 CHUNKS = [1, 3, 32]
+# To make a failing case smaller traces it anew hundreds of times; the case as it is found says enough.
+PHASES = [Phase.explicit, Phase.reuse, Phase.generate]
 
 
 @pytest.mark.parametrize("descriptor", [pytest.param(d, id=d.name) for d in (*DESCRIPTORS, *ODD)])
@@ -29,27 +34,32 @@ def test_every_cell(descriptor):
         assert_same(by_plan(planned, chunk), want, case.dtype)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, phases=PHASES)
 @given(st.sampled_from([*SOME, *ODD]), st.lists(st.integers(0, 5), max_size=4), st.integers(1, 6), st.integers(0, 100))
 def test_any_lengths_in_any_chunks(descriptor, lengths, chunk, seed):
     case = draw_case(descriptor, lengths, max(lengths, default=0) + 1, seed=seed, initial=True)
     assert_same(by_plan(plan_case(case), chunk), by_definition(case), case.dtype)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, phases=PHASES)
 @given(random_cells(), st.lists(st.integers(0, 4), min_size=1, max_size=3), st.integers(1, 4), st.integers(0, 100))
 def test_cells_at_random(descriptor, lengths, chunk, seed):
     case = draw_case(descriptor, lengths, seed=seed, initial=True)
-    assert_same(by_plan(plan_case(case), chunk), by_definition(case), case.dtype)
+    try:
+        planned = plan_case(case)
+    except CaptureError as refused:  # a softmax of a state without features is one over the rows
+        assume("it reduces over the row axis" not in str(refused))
+        raise
+    assert_same(by_plan(planned, chunk), by_definition(case), case.dtype)
 
 
 LENGTHS = st.lists(st.sampled_from([0, 1, 2, 5, 7]), min_size=1, max_size=4).map(lambda ls: sorted(ls, reverse=True))
 
 
 @settings(max_examples=60)
-@given(st.randoms(use_true_random=False), LENGTHS)
-def test_whatever_a_step_and_its_backward_part_compute_the_plan_computes(random, lengths):
-    assert_plan_is_pair(random_pair(random), lengths)
+@given(st.integers(0, 2**32), LENGTHS)
+def test_whatever_a_step_and_its_backward_part_compute_the_plan_computes(seed, lengths):
+    assert_plan_is_pair(random_pair(Random(seed)), lengths)
 
 
 def test_noise_is_read_in_both_directions():

@@ -67,13 +67,13 @@ def _worth_keeping(graph: GraphEditor, still: set[str], read_after: set[str]) ->
 def _postponed(graph: GraphEditor, still: set[str]) -> set[str]:
     """Products of gradients with what is still, what follows them, and views on the way to them."""
     able = _able_to_wait(graph, still)
-    users = graph.users()
     after: set[str] = set()
     for node in graph.nodes.values():
         if node.name in able and (node.op in LINEAR_IN_ONE or not after.isdisjoint(node.operands)):
             after.add(node.name)
     for node in reversed(list(graph.nodes.values())):
-        waiting = users[node.name] and all(user.name in after for user in users[node.name])
+        users = graph.users(node.name)
+        waiting = users and all(user.name in after for user in users)
         if node.name in able and node.op in VIEWS and waiting and node.name not in graph.results():
             after.add(node.name)
     return after
@@ -83,12 +83,11 @@ def _able_to_wait(graph: GraphEditor, still: set[str]) -> set[str]:
     """Nodes that are linear in gradients, and that no step needs."""
     gradients = graph.gradients()
     needed_by_steps = {name for field in ("ys", "next_carry", "d_xs", "d_carry") for name in graph.outputs[field]}
-    users = graph.users()
     able: set[str] = set()
     for node in reversed(list(graph.nodes.values())):
         if node.name not in gradients or not any(has_rows(graph.value(o)) for o in node.operands):
             continue
-        used = has_rows(node) and not all(user.name in able for user in users[node.name])
+        used = has_rows(node) and not all(user.name in able for user in graph.users(node.name))
         if node.name not in needed_by_steps and not used and _is_linear(node, gradients, still, graph):
             able.add(node.name)
     return able

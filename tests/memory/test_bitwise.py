@@ -114,7 +114,8 @@ def test_no_bit_changes(
 
 @pytest.mark.parametrize("memory", [Recompute(), Recompute(7), Spill()], ids=str)
 @pytest.mark.parametrize("name", sorted(CELLS))
-def test_portable_policies(name: str, memory: Any) -> None:
+def test_portable_policies(name: str, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("throughtime.loop.portable_memory.SMALL_BYTES", 0)
     lengths = [40, 3, 0, 40, 21]
     saved = results(name, lengths, SaveAll(), "portable", resets=True)
     found = results(name, lengths, memory, "portable", resets=True)

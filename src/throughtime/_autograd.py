@@ -53,29 +53,43 @@ class _Loop(torch.autograd.Function):
         ys, final, kept = kernel.forward(bound, carry, call.chunk, schedule)
         if schedule is not None:
             ctx.call, ctx.schedule, ctx.kept = call, schedule, kept.without_tensors()
-            outputs = [] if schedule.runs_again else kept.ys.values()
+            outputs = [] if schedule.runs_again else [kept.ys[name] for name in kernel.outputs_read]
             ctx.save_for_backward(*flat, *outputs, *kept.tensors())
             ctx.set_materialize_grads(False)
-        return (*ys, *final)
+        # Detached: a view made in here could not be written on, and one not kept may be.
+        results = tuple(result.detach() for result in (*ys, *final))
+        ctx.mark_non_differentiable(*(result for result in results if not result.is_floating_point()))
+        return results
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch._C._are_functorch_transforms_active() or any(map(_is_batch_of_gradients, incoming)):
+            raise BackendError(
+                "the native backend goes back with one gradient at a time, not with a batch of gradients "
+                "(is_grads_batched=True, vmap). Call dynamic_rnn(..., backend='portable') for that."
+            )
         call: NativeCall = ctx.call
         flat, rest = _cut(ctx.saved_tensors, sum(call.sizes))
-        outputs, tensors = _cut(rest, 0 if ctx.schedule.runs_again else len(ctx.kept.ys))
-        kept = ctx.kept.with_tensors(dict(zip(ctx.kept.ys, outputs)), tensors)
         kernel, (consts, rows, xs, _) = call.kernel, call.split(flat)
+        read = () if ctx.schedule.runs_again else kernel.outputs_read
+        outputs, tensors = _cut(rest, len(read))
+        kept = ctx.kept.with_tensors(dict(zip(read, outputs)), tensors)
         bound = kernel.bind(call.batch, consts, rows, xs, call.seed, call.user_rows)
         d_ys, d_final = _cut(incoming, len(kernel.plan.ys))
         found = kernel.backward(bound, kept, ctx.schedule, d_ys, d_final, call.chunk)
         gradients = [*found["consts"], *found["row_consts"], *found["xs"], *found["carry"]]
         if torch.is_grad_enabled():
-            gradients = [None if g is None else _NoSecondDerivative.apply(g, *flat) for g in gradients]
+            depends_on = [*flat, *(d for d in incoming if d is not None)]
+            gradients = [None if g is None else _NoSecondDerivative.apply(g, *depends_on) for g in gradients]
         return (None, None, *gradients)
 
 
 def _cut(items: tuple[Any, ...], place: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     return items[:place], items[place:]
+
+
+def _is_batch_of_gradients(gradient: Tensor | None) -> bool:
+    return gradient is not None and torch._C._functorch.is_legacy_batchedtensor(gradient)
 
 
 class _NoSecondDerivative(torch.autograd.Function):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from throughtime._eager import eager
 from throughtime._errors import SequenceError
 from throughtime._nested import Nested, leaves
 from throughtime._pipeline import run
@@ -24,6 +25,7 @@ __all__ = ["unroll_loss"]
 LossStep = Callable[[Any, Any], Tensor]
 
 
+@eager
 def unroll_loss(
     cell: Cell,
     inputs: Nested,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from throughtime._autograd import NativeCall, run_native
 from throughtime._cache import Cache, Entry
+from throughtime._eager import eager
 from throughtime._errors import BackendError, BackendWarning, CaptureError, PlanError
 from throughtime._limits import has_no_numbers, limit_around, limit_of
 from throughtime._nested import Nested, flatten, leaves, map_leaves, unflatten
@@ -87,6 +88,7 @@ def compilations() -> int:
     return _cache.misses
 
 
+@eager
 def run(request: Run) -> tuple[Nested, Nested]:
     """ys [N, ...] and the final state [B, ...], in loop order."""
     if request.ragged.steps == 0:

@@ -35,7 +35,7 @@ class Ragged:
 
     xs: Nested
     lengths: np.ndarray
-    order: Tensor | None
+    order: np.ndarray | None
     unpack: Callable[[Tensor], Any]
     padded_steps: int | None = None
 
@@ -65,7 +65,7 @@ class Ragged:
     @property
     def user_order(self) -> np.ndarray:
         """Loop row -> the user's row."""
-        return np.arange(self.batch_size) if self.order is None else self.order.cpu().numpy()
+        return np.arange(self.batch_size) if self.order is None else self.order
 
     @property
     def user_lengths(self) -> np.ndarray:
@@ -74,16 +74,11 @@ class Ragged:
 
     def sort_rows(self, value: Nested) -> Nested:
         """The user's rows -> loop rows."""
-        order = self.order
-        return value if order is None else map_leaves(lambda leaf: leaf.index_select(0, order), value)
+        return value if self.order is None else _take_rows(value, self.order, self.device)
 
     def unsort_rows(self, value: Nested) -> Nested:
         """Loop rows -> the user's rows."""
-        if self.order is None:
-            return value
-        inverse = torch.empty_like(self.order)
-        inverse[self.order] = torch.arange(len(self.order), device=self.order.device)
-        return map_leaves(lambda leaf: leaf.index_select(0, inverse), value)
+        return value if self.order is None else _take_rows(value, np.argsort(self.order), self.device)
 
     def restore(self, ys: Nested) -> Nested:
         """[N, ...] -> the layout that the inputs came in; the padding is zero."""
@@ -98,6 +93,11 @@ class Ragged:
             xs=map_leaves(lambda leaf: leaf.index_select(0, index), self.xs),
             unpack=lambda ys: unpack(ys.index_select(0, index)),
         )
+
+
+def _take_rows(value: Nested, rows: np.ndarray, device: torch.device) -> Nested:
+    index = torch.from_numpy(rows).to(device)
+    return map_leaves(lambda leaf: leaf.index_select(0, index), value)
 
 
 def rows_per_step(lengths: np.ndarray) -> np.ndarray:
@@ -231,7 +231,6 @@ def _read_padded(inputs: Nested, sequence_length: Any, time_major: bool) -> Ragg
     full = np.full(batch_size, steps, dtype=np.int64)
     lengths = full if sequence_length is None else read_lengths(sequence_length, batch_size, steps)
     lengths, order = _sort(lengths)
-    rows = None if order is None else torch.from_numpy(order).to(device)
     if len(lengths) and lengths[-1] == steps:
         xs = map_leaves(lambda x: _flatten_dense(x, time_major), inputs)
         return Ragged(xs, lengths, None, lambda ys: _unflatten_dense(ys, batch_size, steps, time_major), steps)
@@ -246,7 +245,7 @@ def _read_padded(inputs: Nested, sequence_length: Any, time_major: bool) -> Ragg
         return flat.reshape(*axes, *ys.shape[1:])
 
     xs = map_leaves(lambda x: _join_axes(x).index_select(0, index), inputs)
-    return Ragged(xs, lengths, rows, unpack, steps)
+    return Ragged(xs, lengths, order, unpack, steps)
 
 
 def _join_axes(x: Tensor) -> Tensor:
@@ -283,7 +282,7 @@ def _common_axes(inputs: Nested, batch_axis: int) -> tuple[int, int]:
 def _read_packed(inputs: PackedSequence, sequence_length: Any) -> Ragged:
     sizes = inputs.batch_sizes.cpu().numpy()
     lengths = len(sizes) - np.searchsorted(sizes[::-1], np.arange(sizes[0]), side="right")
-    order = inputs.sorted_indices
+    order = None if inputs.sorted_indices is None else inputs.sorted_indices.cpu().numpy()
     if sequence_length is not None:
         given = read_lengths(sequence_length, len(lengths), len(sizes))
         known = lengths if order is None else lengths[inputs.unsorted_indices.cpu().numpy()]  # type: ignore[union-attr]
@@ -322,7 +321,7 @@ def _read_jagged(inputs: Nested, sequence_length: Any) -> Ragged:
         return torch.nested.nested_tensor_from_jagged(values, first.offsets())
 
     xs = map_leaves(lambda x: x.values().index_select(0, index), inputs)
-    return Ragged(xs, lengths, None if order is None else torch.from_numpy(order).to(first.device), unpack)
+    return Ragged(xs, lengths, order, unpack)
 
 
 def _check_same_lengths(given: np.ndarray, known: np.ndarray, what: str) -> None:

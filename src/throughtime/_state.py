@@ -163,14 +163,26 @@ def check_output(output: Nested, rows: int) -> None:
 
 
 def size_parameters(cell: Any, xs: Nested, state: Nested, row_consts: Nested = ()) -> None:
-    """A cell that finds its input size at its first call finds it here, from one row.
+    """A cell that finds its input size at its first call finds it here, from a row of zeros.
 
-    So the loop never meets a parameter without a shape, and the random numbers it is drawn from are used up.
+    So the loop never meets a parameter without a shape, and the random numbers it is drawn from are used up. It is not
+    training yet: no dropout draws, no running mean moves. Its parameters are made to be trained, in inference mode too.
     """
     if isinstance(cell, nn.Module) and any(map(is_lazy, cell.parameters())):
-        x, start, consts = _one_row(xs), _one_row(state), _one_row(row_consts)
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), _evaluating(cell):
+            x, start, consts = (v if v is None else map_leaves(_zero_row, v) for v in (xs, state, row_consts))
             _ = cell(x, start, consts) if leaves(consts) else cell(x, start)
+
+
+@contextmanager
+def _evaluating(cell: nn.Module) -> Iterator[None]:
+    training = [module for module in cell.modules() if module.training]
+    cell.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @contextmanager

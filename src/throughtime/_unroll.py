@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from throughtime._eager import eager
 from throughtime._errors import MemoryPolicyError, ResetError, SequenceError
 from throughtime._nested import (
     Nested,
@@ -48,6 +49,7 @@ __all__ = [
 CHUNK = 32  # TensorFlow's default of parallel_iterations
 
 
+@eager
 def dynamic_rnn(
     cell: Cell,
     inputs: Nested,
@@ -115,6 +117,7 @@ def dynamic_rnn(
     return _finish(ragged, *run(request))
 
 
+@eager
 def bidirectional_dynamic_rnn(
     cell_fw: Cell,
     cell_bw: Cell,

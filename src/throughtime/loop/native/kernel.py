@@ -165,6 +165,15 @@ class NativeKernel:
         return found
 
     @cached_property
+    def outputs_read(self) -> tuple[str, ...]:
+        """The outputs that the backward pass reads."""
+        if self.lowered.backward is None:
+            return ()
+        read = set(self.buffers("backward")) | set(self.traces.values())
+        read |= {view.base for reduction in self.lowered.reductions for view in reduction.operands}
+        return tuple(f"ys:{k}" for k in range(len(self.plan.ys)) if f"ys:{k}" in read)
+
+    @cached_property
     def residual_bytes(self) -> int:
         """Of one pair, outputs left out."""
         kept = [b for name, b in self.buffers("training").items() if name.startswith(("saved:", "trace:"))]

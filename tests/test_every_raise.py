@@ -5,7 +5,8 @@ filled in, are its template. A `match=` of a test belongs to the template that s
 a template is tested when a `match=` belongs to it and to no other. Tests mirror src/: the tests of a package speak of
 that package's errors, and the tests at the top and in conformance/ of the core's.
 
-`match=` may be a literal, or a name that `parametrize` fills from literals of the decorator or a table of the module.
+`match=` may be a literal, or a name that is filled from literals of the test, of its decorators or of a table of the
+module.
 """
 
 import ast
@@ -20,18 +21,22 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE, TESTS = ROOT / "src" / "throughtime", ROOT / "tests"
 
-# Still being written, and not held to the rule yet. Take a line out when its tests are there; add none.
+# Files with a message that has no test of its own yet. Take a line out when it has; add none.
 NOT_YET = (
-    "__main__.py",
-    "_autograd.py",
-    "_loss.py",
-    "_truncated.py",
-    "capture/",
-    "cells/",
-    "decode/",
-    "fit/",
-    "loop/",
-    "plan/memory.py",
+    "capture/signature.py",
+    "cells/_parameters.py",
+    "cells/lstm.py",
+    "decode/attention.py",
+    "decode/beam_decoder.py",
+    "decode/helpers.py",
+    "decode/prompt.py",
+    "decode/strategies.py",
+    "decode/wrapper.py",
+    "loop/native/assemble.py",
+    "loop/native/kernel.py",
+    "loop/native/lower.py",
+    "loop/native/resolve.py",
+    "loop/portable_memory.py",
 )
 PACKAGES = {"capture", "cells", "decode", "fit", "loop", "plan"}
 
@@ -79,16 +84,24 @@ def sites(path: Path) -> Iterator[Site]:
 def patterns(path: Path) -> Iterator[str]:
     """Every string that a test file gives to `match=`."""
     module = parse(path)
-    named = [node for node in module.body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)]
-    tables = {node.targets[0].id: node.value for node in named}  # type: ignore[attr-defined]
+    tables = dict(filter(None, map(table, module.body)))
     matches = [node for node in ast.walk(module) if isinstance(node, ast.keyword) and node.arg == "match"]
     yield from filter(None, (template(node.value) for node in matches))
     for function in ast.walk(module):
         if isinstance(function, ast.FunctionDef) and any(
             isinstance(node.value, ast.Name) for node in ast.walk(function) if node in matches
         ):
-            for decorator in function.decorator_list:
-                yield from literals(decorator, tables)
+            for part in (*function.decorator_list, *function.body):
+                yield from literals(part, tables)
+
+
+def table(statement: ast.stmt) -> tuple[str, ast.expr] | None:
+    """The name and the value of `NAME = …`."""
+    if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+        return statement.targets[0].id, statement.value
+    if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
+        return statement.target.id, statement.value
+    return None
 
 
 def literals(node: ast.AST, tables: dict[str, ast.expr]) -> Iterator[str]:

@@ -21,8 +21,6 @@ RUNS = [
 REFUSED = {
     "cell_conv1d_lstm": "convolution",
     "cell_conv2d_lstm": "convolution",
-    
-
 }
 
 

@@ -1,6 +1,6 @@
 """The autograd Function of a compiled loop: save, run two kernels, nothing else."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ class NativeCall:
     sizes: tuple[int, int, int, int]
     seed: int | None = None
     user_rows: np.ndarray | None = None
-    memory: MemoryPolicy = SaveAll()
+    memory: MemoryPolicy = field(default_factory=SaveAll)
 
     def split(self, flat: tuple[Tensor, ...]) -> list[list[Tensor]]:
         parts, start = [], 0
@@ -89,7 +89,7 @@ def _cut(items: tuple[Any, ...], place: int) -> tuple[tuple[Any, ...], tuple[Any
 
 
 def _is_batch_of_gradients(gradient: Tensor | None) -> bool:
-    return gradient is not None and torch._C._functorch.is_legacy_batchedtensor(gradient)
+    return gradient is not None and torch._C._functorch.is_legacy_batchedtensor(gradient)  # type: ignore[attr-defined]
 
 
 class _NoSecondDerivative(torch.autograd.Function):

@@ -11,7 +11,7 @@ A cell that cannot take this way runs step by step in PyTorch (`backend="portabl
 import sys
 import warnings
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from weakref import WeakValueDictionary
 
@@ -52,7 +52,7 @@ class Run:
     reset_state: Nested
     backend: Backend
     chunk: int
-    memory: MemoryPolicy = SaveAll()
+    memory: MemoryPolicy = field(default_factory=SaveAll)
 
 
 Stage = Literal["call", "capture", "plan", "native"]
@@ -172,6 +172,13 @@ def _compile(step: StepCall, mentions: Mentions) -> Compiled | Refusal:
             kernel = _kernels[text] = NativeKernel(plan)
     except (CaptureError, PlanError, BackendError) as error:
         return Refusal(str(error).rstrip("."), stage, plan)
+    except (KeyError, IndexError, AssertionError, TypeError, ValueError, NotImplementedError) as error:
+        # A mistake of the compiler's own is said aloud, and must not cost the user the run; a cell's own errors pass.
+        if stage == "capture":
+            raise
+        return Refusal(
+            f"a mistake in the compiler ({stage}: {type(error).__name__}: {error}); please report it", stage, plan
+        )
     no_gradient = kernel.lowered.no_backward
     forward_only = Refusal(f"its gradient: {no_gradient}", "native", kernel.plan) if no_gradient is not None else None
     return Compiled(trace, kernel.plan, kernel, forward_only)

@@ -122,7 +122,7 @@ def _over_steps(
 
     def unroll(start: int, stop: int, state: Nested) -> tuple[Nested, Nested]:
         part = map_leaves(lambda leaf: _as_tensor(leaf[:, start:stop]), inputs)
-        within = np.clip(lengths - start, 0, stop - start)
+        within = np.clip(lengths - start, 0, stop - start).tolist()
         return dynamic_rnn(cell, part, within, state, backend=backend)
 
     for start in range(0, steps, stride):

@@ -25,6 +25,7 @@ __all__ = [
     "BITWISE",
     "CALLS_THE_CELL",
     "DESCRIPTORS",
+    "MIXES_DTYPES",
     "TOLERANCES",
     "Descriptor",
     "Subject",
@@ -35,6 +36,8 @@ __all__ = [
 BACKENDS = ["portable", "native"]
 # Those whose every step is a call of the cell, which a cell can count.
 CALLS_THE_CELL = {"portable"}
+# Those that compute with whole numbers and with several floating dtypes in one step; the others refuse.
+MIXES_DTYPES = {"portable"}
 # Those that promise the same bits for a row whatever stands beside it.
 BITWISE = {"native"}
 # Relative to the largest value of each result and each gradient.

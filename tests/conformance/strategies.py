@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from conformance.cases import Case, draw_case
 from conformance.definition import Leaf, real, whole
-from conformance.descriptors import DESCRIPTORS, Descriptor, Subject
+from conformance.descriptors import DESCRIPTORS, MIXES_DTYPES, Descriptor, Subject
 from conformance.layouts import LAYOUTS
 from throughtime._nested import Nested, leaves, map_leaves
 
@@ -90,7 +90,7 @@ def _size(leaf: Leaf) -> int:
 
 
 _REAL = st.sampled_from([real(1), real(3), real(2, 2), real()])
-_LEAF = st.one_of(_REAL, _REAL, _REAL, st.just(whole(4)))
+_ANY = st.one_of(_REAL, _REAL, _REAL, st.just(whole(4)))
 
 
 def _nests(leaf: st.SearchStrategy[Leaf]) -> st.SearchStrategy[Nested]:
@@ -106,10 +106,10 @@ def _nests(leaf: st.SearchStrategy[Leaf]) -> st.SearchStrategy[Nested]:
 
 
 @st.composite
-def random_cells(draw: st.DrawFn) -> Descriptor:
-    state = draw(_nests(_LEAF))
+def random_cells(draw: st.DrawFn, leaf: st.SearchStrategy[Leaf] = _ANY) -> Descriptor:
+    state = draw(_nests(leaf))
     recipe = Recipe(
-        draw(_nests(_LEAF)),
+        draw(_nests(leaf)),
         state,
         tuple(draw(st.sampled_from(sorted(LEAF_RULES))) for _ in leaves(state)),
         draw(st.sampled_from(["first", "readout", "nested"])),
@@ -129,7 +129,7 @@ def _step(cell: Any, x: Nested, state: Nested, row_consts: Nested) -> tuple[Nest
 def descriptors(backend: str) -> st.SearchStrategy[Descriptor]:
     """Cells of the table that the backend runs, and cells at random."""
     table = [descriptor for descriptor in DESCRIPTORS if backend not in descriptor.refused_by]
-    return st.one_of(st.sampled_from(table), random_cells())
+    return st.one_of(st.sampled_from(table), random_cells(_ANY if backend in MIXES_DTYPES else _REAL))
 
 
 @st.composite

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from conformance.cases import by_library, draw_case
-from conformance.descriptors import BACKENDS, TOLERANCES, Descriptor, over
+from conformance.descriptors import BACKENDS, MIXES_DTYPES, TOLERANCES, Descriptor, over
 from throughtime import dynamic_rnn
 from throughtime._nested import leaves
 
@@ -40,7 +40,8 @@ def test_token_ids_take_the_dtype_of_the_weights(backend: str, ids: torch.dtype)
     assert outputs.dtype == state.dtype == torch.float64
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.filterwarnings("ignore::throughtime.BackendWarning")
+@pytest.mark.parametrize("backend", ["auto", *MIXES_DTYPES])
 def test_dtype_is_that_of_the_state_the_cell_makes(backend: str) -> None:
     class Widening(nn.Module):
         state_size = 2
@@ -55,7 +56,8 @@ def test_dtype_is_that_of_the_state_the_cell_makes(backend: str) -> None:
     assert outputs.dtype == torch.get_default_dtype()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.filterwarnings("ignore::throughtime.BackendWarning")
+@pytest.mark.parametrize("backend", ["auto", *MIXES_DTYPES])
 def test_outputs_of_whole_numbers_and_truths(backend: str) -> None:
     def cell(x: Tensor, h: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         return {"best": x.argmax(-1), "any": (x > 0).any(-1), "x": x}, h

@@ -37,7 +37,9 @@ class Mentions:
 
     names: frozenset[str]
     open_classes: frozenset[type]
-    globals_of: dict[Hashable, list[tuple[dict[str, Any], str]]] = field(default_factory=dict, repr=False, compare=False)
+    globals_of: dict[Hashable, list[tuple[dict[str, Any], str]]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
     """Room for the caller: what a function or a class reads of its module."""
 
     def all_of(self, kind: type) -> bool:

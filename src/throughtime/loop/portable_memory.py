@@ -73,7 +73,7 @@ class _Away:
     def put(self, tensor: Tensor) -> "Tensor | tuple[SpillFile, int]":
         if not _is_made_by_a_step(tensor) or tensor.numel() * tensor.element_size() <= SMALL_BYTES:
             return tensor
-        version, key = self.known.get(tensor, (-1, -1))
+        version, key = self.known.get(tensor) or (-1, -1)
         if version != tensor._version:
             key = next(self.keys)
             self.file.write(key, {"tensor": tensor.detach()})

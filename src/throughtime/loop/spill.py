@@ -107,7 +107,7 @@ class _File:
 
     def _move(self, some: Callable[[memoryview, int], int], tensor: Tensor, offset: int) -> None:
         """A positioned write or read may be short: go on until all is moved."""
-        data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
+        data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data) if tensor.numel() else memoryview(b"")
         done = 0
         while done < len(data):
             try:

@@ -9,10 +9,10 @@ from random import Random
 from typing import Any
 
 import torch
-from conformance.definition import Leaf, real, whole
-from loop.native.random_steps import Instruction, StepWriter
 from torch import Tensor, nn
 
+from conformance.definition import Leaf, real, whole
+from loop.native.random_steps import Instruction, StepWriter
 from throughtime import dynamic_rnn
 from throughtime._nested import Nested, leaves, leaves_with_paths, map_leaves
 

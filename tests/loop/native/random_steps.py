@@ -1,6 +1,6 @@
 """A source of random choices -> the instructions of a step, from every operator that the native backend has.
 
-The step is run on a few rows while it is written, so every choice sees the shapes that are there. Values are kept small.
+The step is run on a few rows while it is written, so every choice sees the shapes there are. Values are kept small.
 """
 
 from collections.abc import Callable, Sequence
@@ -368,9 +368,9 @@ class StepWriter:
         m, k = self.shape(i)
         if form == "attend" and (j := self.pick(lambda s: s == (k,))) is not None:
             self.add("attend", _attend, i, j)
-        if form == "bmm" and (j := self.pick(lambda s: len(s) == 2 and s[0] == k)) is not None:
-            if m * self.shape(j)[1] <= MOST_FEATURES:
-                self.add("bmm", lambda _, a, b: a @ b / k, i, j)
+        j = self.pick(lambda s: len(s) == 2 and s[0] == k) if form == "bmm" else None
+        if j is not None and m * self.shape(j)[1] <= MOST_FEATURES:
+            self.add("bmm", lambda _, a, b: a @ b / k, i, j)
 
     def _vector_product(self, form: str) -> None:
         if (i := self.pick(lambda s: len(s) == 1)) is None:

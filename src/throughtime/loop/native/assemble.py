@@ -218,14 +218,13 @@ class _Assembler:
             return
         bias, *pairs = node.args
         init = None if bias is None else self._located(bias.name)
-        n = node.shape[-1]
+        n = feature_shape(node.shape)[-1]
         vectors = math.prod(item.walk) // n
         for x, w in zip(pairs[::2], pairs[1::2]):
-            k = self.r.values[x.name].shape[-1]
+            k = feature_shape(self.r.values[x.name].shape)[-1]
             self.weights[w.name] = (k, n)
             yield Product(self._located(x.name), w.name, home, init, k, n, vectors)
             init = contiguous(home, (math.prod(item.walk),))
-
 
     def _gather(self, node: Node, home: str) -> Gather:
         table, index = node.operands

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from throughtime.loop.native.batch import PAIRS_PER_CALL, Batch
 from throughtime.loop.native.emit import PAIRS_AT_ONCE
 from throughtime.loop.native.gemm import outer_scratch, packed_size
+from throughtime.loop.native.views import feature_shape
 from throughtime.plan.memory import BLOCK, Costs
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def costs_of(kernel: "NativeKernel", batch: Batch, chunk: int) -> Costs:
     """Of a call that is to be differentiated."""
     size = kernel.lowered.element.itemsize
     outputs = sum(b.width for name, b in kernel.buffers("training").items() if name.startswith("ys:"))
-    state = sum(math.prod(carry.shape[1:]) for carry in kernel.plan.of_kind("carry"))
+    state = sum(math.prod(feature_shape(carry.shape)) for carry in kernel.plan.of_kind("carry"))
     flops = 2 * sum(k * n for k, n in kernel.program("training").weights.values())
     rows = ROW_COPIES * int(batch.active.max(initial=0)) * state * size
     return Costs(

@@ -19,6 +19,7 @@ from throughtime.loop.native.lower import Lowered, lower
 from throughtime.loop.native.program import Buffer, Gather, Program
 from throughtime.loop.native.sums import own_sums
 from throughtime.loop.native.target import Target, host_target
+from throughtime.loop.native.views import feature_shape
 from throughtime.plan.loop_plan import LoopPlan
 from throughtime.plan.memory import MemoryPolicy, Schedule, choose
 
@@ -185,7 +186,7 @@ class NativeKernel:
         return self._shaped(flat, name).to(self.lowered.element if dtype.is_floating_point else dtype)
 
     def _shaped(self, flat: Tensor, name: str) -> Tensor:
-        return flat.view(len(flat), *self.plan.values[name].shape[1:])
+        return flat.view(len(flat), *feature_shape(self.plan.values[name].shape))
 
     # --- code
 

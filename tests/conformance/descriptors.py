@@ -177,8 +177,7 @@ DESCRIPTORS = [
     Descriptor("no state", _module(user_cells.NoStateCell), real(3), (), real(4), _pair),
     Descriptor("matrix state", _module(user_cells.FastWeightsCell), real(3), (real(4), real(4, 4)), real(4), _pair),
     Descriptor("whole-number state", _module(user_cells.CountingCell),
-               real(3), {"h": real(4), "step": whole(9, 1)}, real(4), _pair,
-               refused_by=frozenset({"native"})),
+               real(3), {"h": real(4), "step": whole(9, 1)}, real(4), _pair),
     Descriptor("learned start", _module(user_cells.LearnedStartCell), real(3), real(4), real(4), _pair, _learned),
     Descriptor("row constants", _module(user_cells.MemoryCell), real(3), real(4), real(4), _with_row_consts),
     # the user's: inputs and outputs
@@ -207,7 +206,6 @@ DESCRIPTORS = [
     Descriptor("NASCell", _module(lambda: contrib.NASCell(4, use_bias=True, input_size=3)),
                real(3), _LSTM, real(4), _pair),
     Descriptor("PhasedLSTMCell", _module(lambda: contrib.PhasedLSTMCell(4, use_peepholes=True, input_size=3)),
-               (real(1), real(3)), _LSTM, real(4), _pair,
-               refused_by=frozenset({"native"})),
+               (real(1), real(3)), _LSTM, real(4), _pair),
 ]
 # fmt: on

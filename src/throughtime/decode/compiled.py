@@ -78,13 +78,9 @@ def greedy_steps(request: Request, backend: str) -> Iterator[Step] | None:
 
 
 def _first_logits(request: Request) -> Tensor:
-    """Of one row, for the checks of what the layer gives."""
-
-    def one(value: Nested) -> Nested:
-        return map_leaves(lambda leaf: leaf[:1], value)
-
-    logits, _ = request.step(request.ids[:1], one(request.state), one(request.row_consts))
-    check_logits("generate", logits, 1, request.end_token, request.step.embedding)
+    """One step in PyTorch, for the checks of what the layer gives."""
+    logits, _ = request.step(request.ids, request.state, request.row_consts)
+    check_logits("generate", logits, request.batch_size, request.end_token, request.step.embedding)
     return logits
 
 

@@ -64,11 +64,10 @@ def lower(plan: LoopPlan) -> Lowered:
 
 def _refuse_work_by_row(plan: LoopPlan) -> None:
     by_row = [node for node in (*plan.once, *plan.after) if ROWS in node.shape]
-    if by_row or plan.row_sums:
-        what = by_row[0].op if by_row else "a sum over a row's steps"
+    if by_row:
         raise BackendError(
-            f"'{what}' depends on row constants only, and is work for once a row, which the native backend has not. "
-            f"Compute it in the cell's row_consts()"
+            f"'{by_row[0].op}' depends on row constants only: work for once a row, which the native backend "
+            f"has not. Compute it in the cell's row_consts()"
         )
 
 

@@ -107,6 +107,7 @@ def run(request: Run) -> tuple[Nested, Nested]:
     if not has_no_numbers(request.ragged.xs):
         _warn_once(
             request.cell,
+            loop.reason,
             f"dynamic_rnn runs this cell step by step in PyTorch (backend='portable'): {loop.reason}. "
             f"Say backend='portable' to run it so without this warning.",
         )
@@ -152,6 +153,7 @@ def _compile_anew(request: Run, step: StepCall, entry: Entry) -> Compiled | Refu
     if entry.misses > MANY_COMPILATIONS and isinstance(loop, Compiled):
         _warn_once(
             request.cell,
+            "again and again",
             f"dynamic_rnn compiles this cell again and again ({entry.misses} times so far): {_change(previous, key)}. "
             f"Keep a number that changes in a tensor, and what does not change as it is.",
         )
@@ -269,12 +271,12 @@ def _native(request: Run, loop: Compiled, consts: list[Tensor]) -> tuple[Nested,
     return unflatten(loop.trace.ys_structure, ys), unflatten(flatten(request.state)[1], final)
 
 
-def _warn_once(cell: Any, message: str) -> None:
+def _warn_once(cell: Any, reason: str, message: str) -> None:
     with _cache.lock:
         told = _cache.entry(cell).told
-        if message in told:
+        if reason in told:
             return
-        told.add(message)
+        told.add(reason)
     warnings.warn(message, BackendWarning, stacklevel=_stack_level())
 
 

@@ -15,7 +15,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from throughtime.capture.reach import LONGEST_CONTAINER, MOST_OBJECTS, PLAIN, is_closed, names_in, own_attributes
+from throughtime.capture.reach import (
+    LONGEST_CONTAINER,
+    MOST_OBJECTS,
+    PLAIN,
+    is_closed,
+    is_outside,
+    names_in,
+    own_attributes,
+)
 
 __all__ = ["Mentions", "find_mentions"]
 
@@ -28,6 +36,7 @@ _NOT_IN_A_STEP = frozenset(
     | {"__dir__", "__del__", "__copy__", "__deepcopy__", "__getstate__", "__setstate__", "__reduce__"}
     | {"__reduce_ex__", "__setattr__", "__delattr__"}
 )
+_PUT_TOGETHER = frozenset({"FORMAT_VALUE", "FORMAT_SIMPLE", "FORMAT_WITH_SPEC", "BUILD_STRING", "BINARY_OP"})
 _IN_ANY_STEP = frozenset({"forward", "training"})
 
 
@@ -44,7 +53,7 @@ class Mentions:
 
     def all_of(self, kind: type) -> bool:
         """Whether any attribute of an object of this class may be read."""
-        return _is_outside(kind) or not self.open_classes.isdisjoint(kind.__mro__)
+        return is_outside(kind) or not self.open_classes.isdisjoint(kind.__mro__)
 
 
 def find_mentions(cell: Any) -> Mentions:
@@ -108,10 +117,10 @@ class _Search:
     def _of_class(self, kind: type, mentions: Mentions | None) -> Iterator[Any]:
         """Its methods by the names known so far (all, for a class that the step itself names)."""
         for parent in kind.__mro__:
-            if _is_outside(parent):
+            if is_outside(parent):
                 continue
             for name, member in list(vars(parent).items()):
-                if mentions is not None and not _may_run(name, mentions):
+                if name in _NOT_IN_A_STEP or (mentions is not None and not _may_run(name, mentions)):
                     continue
                 plain = getattr(member, "__func__", getattr(member, "fget", member))
                 if isinstance(plain, types.FunctionType):
@@ -120,7 +129,7 @@ class _Search:
                     yield plain
 
     def _of_function(self, function: types.FunctionType, owner: type | None) -> Iterator[Any]:
-        if _is_outside(function):
+        if is_outside(function):
             return
         code = function.__code__
         self._read(function, owner)
@@ -149,16 +158,7 @@ class _Search:
 
 
 def _may_run(name: str, mentions: Mentions) -> bool:
-    if name.startswith("__") and name.endswith("__"):
-        return name not in _NOT_IN_A_STEP
-    return name in mentions.names
-
-
-def _is_outside(thing: Any) -> bool:
-    """Code that is not searched: of the libraries that are closed to us, and of this one but for its cells."""
-    module = getattr(thing, "__module__", None) or ""
-    ours = module.startswith("throughtime.") and not module.startswith("throughtime.cells.")
-    return ours or is_closed(thing)
+    return name in mentions.names or (name.startswith("__") and name.endswith("__"))
 
 
 def _home_of(cell: Any) -> str:
@@ -189,24 +189,27 @@ def _reads_computed_names(code: types.CodeType) -> bool:
     names = names_in(code)
     if not names.isdisjoint(_COMPUTED):
         return True
-    if names.isdisjoint({"getattr", "hasattr"}):
+    if names.isdisjoint({"getattr", "hasattr", "setattr"}):
         return False
     inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
     return _computes_a_name(code) or any(map(_reads_computed_names, inner))
 
 
 def _computes_a_name(code: types.CodeType) -> bool:
-    """Whether, between `getattr` and its call, no string stands that was not put together there."""
-    pending = False
+    """Whether some `getattr` is called with anything but a literal name."""
+    pending = literal = False
     for instruction in dis.get_instructions(code):
-        if instruction.opname.startswith("LOAD_") and instruction.argval in ("getattr", "hasattr"):
-            pending = True
-        elif pending and instruction.opname in ("FORMAT_VALUE", "FORMAT_SIMPLE", "BUILD_STRING"):
+        operation, argument = instruction.opname, instruction.argval
+        if operation.startswith("LOAD_") and argument in ("getattr", "hasattr", "setattr"):
+            pending, literal = True, False
+        elif pending and operation in _PUT_TOGETHER:
             return True
-        elif pending and instruction.opname == "LOAD_CONST" and isinstance(instruction.argval, str):
+        elif pending and operation == "LOAD_CONST":
+            literal = literal or isinstance(argument, str)
+        elif pending and operation.startswith("CALL"):
+            if not literal:
+                return True
             pending = False
-        elif pending and instruction.opname.startswith("CALL"):
-            return True
     return False
 
 

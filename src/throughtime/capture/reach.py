@@ -24,6 +24,7 @@ __all__ = [
     "PLAIN",
     "Route",
     "is_closed",
+    "is_outside",
     "names_in",
     "own_attributes",
     "reachable",
@@ -172,7 +173,7 @@ def _function(function: types.FunctionType) -> tuple[Route, Any]:
 
 
 def _of_function(route: Route, function: types.FunctionType) -> Iterator[tuple[Route, Any]]:
-    if is_closed(function):
+    if is_outside(function):
         return
     for i, cell in enumerate(function.__closure__ or ()):
         if _filled(cell):
@@ -221,3 +222,10 @@ def names_in(code: types.CodeType) -> frozenset[str]:
 def is_closed(thing: Any) -> bool:
     """Whether a class or function is of a library whose insides hold none of the user's tensors."""
     return (getattr(thing, "__module__", None) or "").split(".")[0] in _CLOSED_TO_US and thing not in _HOLDERS
+
+
+def is_outside(thing: Any) -> bool:
+    """Code that is not searched: of the libraries that are closed to us, and of this one but for its cells."""
+    module = getattr(thing, "__module__", None) or ""
+    ours = module.startswith("throughtime.") and not module.startswith("throughtime.cells.")
+    return ours or is_closed(thing)

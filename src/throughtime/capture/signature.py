@@ -206,17 +206,17 @@ def _globals_read_by(functions: list[types.FunctionType]) -> list[tuple[dict[str
 
 
 def _may_matter(value: Any) -> bool:
-    """Tables of functions and names say nothing that the attributes which chose among them do not say."""
+    """Tables of functions and names say nothing that the attributes which chose among them do not say.
+
+    A function of the user's may be defined anew, as in a notebook.
+    """
     if isinstance(value, (dict, list, tuple, set, frozenset)):
         return any(_may_matter(v) for v in (value.values() if isinstance(value, dict) else value) if not callable(v))
+    if isinstance(value, types.FunctionType):
+        return not is_closed(value) and not (value.__module__ or "").startswith("throughtime.")
     if isinstance(value, (int, float, complex, bool, Tensor, nn.Module, np.ndarray, np.generic)):
         return True
-    return not isinstance(value, (types.ModuleType, *_CALLABLE)) and not is_closed(type(value)) and not _is_ours(value)
-
-
-def _is_ours(value: Any) -> bool:
-    """Functions of this library stay what they are."""
-    return isinstance(value, types.FunctionType) and (value.__module__ or "").startswith("throughtime.")
+    return not isinstance(value, (types.ModuleType, *_CALLABLE)) and not is_closed(type(value))
 
 
 def _number(value: complex) -> Hashable:

@@ -1,6 +1,7 @@
 """Lowered plan -> machine code, and one call of it: chunk by chunk forwards, block by block backwards."""
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -36,6 +37,7 @@ class NativeKernel:
         self.element = element_type(self.lowered.element)
         self.library = products_library(self.target, self.element)
         self._code: dict[tuple[str, int | None], CompiledModule] = {}
+        self._lock = threading.Lock()
         self.own_sums = own_sums(self.lowered.reductions)
 
     # --- one call
@@ -203,12 +205,16 @@ class NativeKernel:
     def code(self, direction: str, form: int | None = None) -> CompiledModule:
         """The machine code of a direction: whole (None), or one of its two programs for few rows."""
         key = (direction, form)
-        if key not in self._code:
-            if direction == "contractions":
-                contractions = [own.contraction for own in self.own_sums]
-                module = emit_contractions(contractions, self.element, self.target, "worker")
-            else:
-                program = self.program(direction) if form is None else self.lowered.staged[direction][form]
-                module = emit_program(program, self.element, self.target, "worker")
-            self._code[key] = compile_module(module, self.target, libraries=[self.library])
-        return self._code[key]
+        with self._lock:  # two threads would compile it twice, and one would lose the code that it runs
+            if key not in self._code:
+                self._code[key] = self._compile(direction, form)
+            return self._code[key]
+
+    def _compile(self, direction: str, form: int | None) -> CompiledModule:
+        if direction == "contractions":
+            contractions = [own.contraction for own in self.own_sums]
+            module = emit_contractions(contractions, self.element, self.target, "worker")
+        else:
+            program = self.program(direction) if form is None else self.lowered.staged[direction][form]
+            module = emit_program(program, self.element, self.target, "worker")
+        return compile_module(module, self.target, libraries=[self.library])

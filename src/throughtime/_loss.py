@@ -5,7 +5,6 @@ The loss is traced with the cell: it becomes part of the step, and the outputs o
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -80,7 +79,7 @@ def unroll_loss(
     del inputs, targets, sequence_length
     options = Options(None, CHUNK, backend, read_memory(False, memory or Recompute()))
     request = prepare(cell, replace(ragged, xs=ragged.xs["inputs"]), initial_state, None, None, options)
-    losses, state = run(replace(request, cell=_with_loss(cell, loss_step), ragged=ragged))
+    losses, state = run(replace(request, cell=LossStepCell(cell, loss_step), ragged=ragged))
     return _reduced(losses, ragged, reduction), ragged.unsort_rows(state)
 
 
@@ -92,11 +91,14 @@ def _reduced(losses: Tensor, ragged: Any, reduction: str) -> Tensor:
 
 
 class LossStepCell(nn.Module):
-    """A cell whose output is its loss."""
+    """A cell whose output is its loss. It is made anew at each call, and known again by its parts."""
 
     def __init__(self, cell: Any, loss_step: LossStep) -> None:
         super().__init__()
         self.cell, self.loss_step = cell, loss_step
+
+    def made_of(self) -> tuple[Any, LossStep]:
+        return self.cell, self.loss_step
 
     def forward(self, x: Nested, state: Nested, row_consts: Nested = ()) -> tuple[Tensor, Nested]:
         result = self.cell(x["inputs"], state, row_consts) if leaves(row_consts) else self.cell(x["inputs"], state)
@@ -110,9 +112,3 @@ class LossStepCell(nn.Module):
                 f"Reduce over the features only, for example with loss.mean(-1)."
             )
         return loss.reshape(rows, -1).sum(-1), next_state
-
-
-@lru_cache(maxsize=16)
-def _with_loss(cell: Any, loss_step: LossStep) -> LossStepCell:
-    """The same object for the same cell and loss, so that it is traced once."""
-    return LossStepCell(cell, loss_step)

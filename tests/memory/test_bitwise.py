@@ -70,7 +70,7 @@ def cell_named(name: str) -> nn.Module:
     return made[name]
 
 
-def results(name: str, lengths: list[int], memory: Any, backend: str, **given: Any) -> dict[str, Tensor]:
+def results(name: str, lengths: list[int], memory: Any, backend: Any, **given: Any) -> dict[str, Tensor]:
     """Outputs, state and every gradient."""
     cell = cell_named(name)
     torch.manual_seed(3)
@@ -133,7 +133,7 @@ def test_the_same_noise_on_both_backends(name: str) -> None:
 
 @pytest.mark.parametrize("memory", [SaveAll(), Recompute(32), Spill()], ids=str)
 @pytest.mark.parametrize("backend", ["native", "portable"])
-def test_a_graph_that_is_kept_goes_back_twice(memory: Any, backend: str) -> None:
+def test_a_graph_that_is_kept_goes_back_twice(memory: Any, backend: Any) -> None:
     cell = cell_named("lstm")
     x = torch.randn(3, 70, FEATURES, requires_grad=True)
     loss = dynamic_rnn(cell, x, memory=memory, backend=backend)[0].square().sum()

@@ -1,5 +1,7 @@
 """`unroll_loss` is the plain loop with a loss per step; its gradients too; it is traced once."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -103,6 +105,35 @@ def test_is_traced_once() -> None:
     for steps in (40, 40, 17):
         unroll_loss(cell, x[:, :steps], y[:, :steps], squared, backend="native")
     assert compilations() == before + 1
+
+
+def test_a_loss_that_is_defined_anew_is_traced_once() -> None:
+    cell, x, y = nn.GRUCell(3, 5), torch.randn(2, 40, 3), torch.randn(2, 40, 5)
+    before = compilations()
+    for _ in range(3):
+        unroll_loss(cell, x, y, lambda output, target: (output - target).abs().sum(-1), backend="native")
+    assert compilations() == before + 1
+
+
+def test_another_loss_is_traced_anew() -> None:
+    cell, x, y = nn.GRUCell(3, 5), torch.randn(2, 40, 3), torch.randn(2, 40, 5)
+    found = [unroll_loss(cell, x, y, loss, backend="native")[0] for loss in (squared, unreduced, squared)]
+    assert found[0] == found[2] != found[1]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_cells_are_let_go(backend: Any) -> None:
+    """The library keeps neither a cell nor what a loss closes over once its user dropped both."""
+
+    def train() -> list[weakref.ref]:
+        cell, scale = nn.GRUCell(3, 5), torch.ones(5, requires_grad=True)
+        x, y = torch.randn(2, 9, 3), torch.randn(2, 9, 5)
+        unroll_loss(cell, x, y, lambda o, t: (scale * (o - t)).abs(), backend=backend)[0].backward()
+        return [weakref.ref(cell), weakref.ref(scale)]
+
+    gone = train()
+    gc.collect()
+    assert [reference() for reference in gone] == [None, None]
 
 
 def test_policies_change_no_bit() -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from throughtime.capture import signature
+from throughtime import CaptureError
+from throughtime.capture import check_hooks, find_mentions, signature
 
 H = 4
 GAIN = [1.0]
@@ -93,3 +94,12 @@ def test_kinds_of_inputs_and_state() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         keys.append(signature(cell, X, STATE))
     assert len(set(keys)) == len(keys)
+
+
+def test_hooks_run_at_every_step() -> None:
+    """Of the cell, and of a module in it."""
+    for hooked, who in ((nn.GRUCell(2, H), "the cell"), (nn.Sequential(nn.Linear(2, H)), "the Linear in the cell")):
+        module = hooked if who == "the cell" else hooked[0]
+        module.register_forward_hook(lambda *_: None)
+        with pytest.raises(CaptureError, match=f"{who} has hooks, which run at every step"):
+            check_hooks(hooked, find_mentions(hooked))

@@ -103,18 +103,18 @@ class TestBadInputs:
 
     def test_not_a_tensor(self, make, size) -> None:
         cell = make(4, input_size=size)
-        with pytest.raises(TypeError, match="got a tuple"):
+        with pytest.raises(TypeError, match=r"a step's input is one tensor.*got a tuple"):
             cell((torch.zeros(2, 3),), cell.initial_state(2))
 
     def test_another_width(self, make, size) -> None:
         cell = make(4, input_size=size)
         cell(torch.zeros(2, 3), cell.initial_state(2))
-        with pytest.raises(ValueError, match=r"must be 7 wide.*got 5 \+ 4"):
+        with pytest.raises(ValueError, match=r"inputs and state together must be 7 wide.*got 5 \+ 4"):
             cell(torch.zeros(2, 5), cell.initial_state(2))
 
     def test_another_dtype(self, make, size) -> None:
         cell = make(4, input_size=size)
-        with pytest.raises(TypeError, match=r"cell\.to\(torch\.float64\)"):
+        with pytest.raises(TypeError, match=r"must have the dtype of the parameters.*cell\.to\(torch\.float64\)"):
             cell(torch.zeros(2, 3).double(), cell.initial_state(2, torch.float64))
 
 

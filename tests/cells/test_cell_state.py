@@ -100,5 +100,5 @@ def test_lstm_states_of_a_wrong_kind(make) -> None:
         make(4)(torch.randn(2, 3), torch.zeros(2, 4))
     with pytest.raises(TypeError, match=r"a pair \(c, h\), got a tuple of 3"):
         make(4)(torch.randn(2, 3), (torch.zeros(2, 4),) * 3)
-    with pytest.raises(TypeError, match=r"state_is_tuple=False.*got a tuple"):
+    with pytest.raises(TypeError, match=r"state_is_tuple=False.*c and h stand in one tensor, got a tuple"):
         make(4, state_is_tuple=False)(torch.randn(2, 3), (torch.zeros(2, 4),) * 2)

@@ -96,7 +96,7 @@ BAD: list[tuple[type[Exception], str, Callable[[], Any]]] = [
     (ValueError, r"start\[2, 0\] is out of range: ids are between 0 and 6", go(start=[1, 1, 7])),
     (ValueError, r"start\[0, 1\] is out of range: ids are at least 0",
      go(start=[[1, -2]], embed=lambda ids: TABLE[ids])),
-    (ValueError, r"start_length is for prompts \[B, P\]", go(start_length=[1, 1, 1])),
+    (ValueError, r"start_length is for prompts \[B, P\]; start has one token per row", go(start_length=[1, 1, 1])),
     (ValueError, "start_length is for padded prompts", go(start=[[1], [2]], start_length=[1, 1])),
     (ValueError, r"a prompt is a list of tokens; row 1 has shape \[1, 2\]", go(start=[[1], [[2, 3]]])),
     (ValueError, r"start must be a token, a token per row", go(start=torch.ones(2, 2, 2, dtype=LONG))),
@@ -133,8 +133,8 @@ BAD: list[tuple[type[Exception], str, Callable[[], Any]]] = [
     (ValueError, "top_p must be above 0 and at most 1, got 1.5", lambda: Sample(top_p=1.5)),
     (ValueError, "seed must be a whole number, got 'x'", lambda: Sample(seed="x")),  # type: ignore[arg-type]
     (ValueError, "Beam: width must be a whole number of at least 1, got 0", lambda: Beam(0)),
-    (ValueError, "length_penalty must be at least 0, got -1", lambda: Beam(2, length_penalty=-1)),
-    (ValueError, "coverage_penalty must be at least 0, got nan", lambda: Beam(2, coverage_penalty=float("nan"))),
+    (ValueError, "a penalty must be at least 0, got length_penalty=-1", lambda: Beam(2, length_penalty=-1)),
+    (ValueError, "a penalty must be at least 0, got coverage_penalty", lambda: Beam(2, coverage_penalty=float("nan"))),
     # dynamic_decode
     (TypeError, "decoder must be a Decoder, got a int", decode(3)),
     (ValueError, "maximum_iterations must be a scalar", decode(beam(), maximum_iterations=[3])),
@@ -196,7 +196,7 @@ BAD: list[tuple[type[Exception], str, Callable[[], Any]]] = [
      lambda: AttentionWrapper(GRUCell(6), LuongAttention(5, MEMORY))(
          X[:, 0], AttentionWrapper(GRUCell(6), LuongAttention(5, MEMORY)).initial_state(3))),
     (ValueError, "num_units must be a whole number", lambda: BahdanauAttention(0, MEMORY)),
-    (ValueError, "mode must be one of recursive, parallel, hard, got 'soft'",
+    (ValueError, "LuongMonotonicAttention: mode must be one of recursive",
      lambda: LuongMonotonicAttention(5, MEMORY, mode="soft")),
     (ValueError, "sigmoid_noise must be at least 0", lambda: LuongMonotonicAttention(5, MEMORY, sigmoid_noise=-1)),
     (ValueError, "monotonic_attention: mode must be", lambda: monotonic_attention(X[0], X[0], "soft")),
@@ -214,7 +214,7 @@ BAD: list[tuple[type[Exception], str, Callable[[], Any]]] = [
     (ValueError, "attention_layer_size must be a whole number", attend(attention_layer_size=0)),
     (TypeError, "the width of attention_layer Identity is not known",
      lambda: ready(attention_layer=nn.Identity()).output_size),
-    (ValueError, r"initial_cell_state has 2 rows, the batch has 3",
+    (ValueError, r"initial_cell_state has 2 rows, the batch has 3. For BeamSearchDecoder tile the state",
      lambda: ready(initial_cell_state=torch.zeros(2, 5)).initial_state(3)),
     (TypeError, "the state is an AttentionWrapperState, got a Tensor", lambda: ready()(X[:, 0], torch.zeros(3, 5))),
     (ValueError, "clone: no field cell; they are cell_state", lambda: ready().initial_state(3).clone(cell=X)),

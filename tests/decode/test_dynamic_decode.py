@@ -269,7 +269,7 @@ def test_a_helper_of_functions() -> None:
 def test_what_a_helper_must_write() -> None:
     helper = Helper()
     for word, call in (
-        ("batch_size", lambda: helper.batch_size),
+        ("must say its batch_size", lambda: helper.batch_size),
         ("initialize", helper.initialize),
         (r"sample\(time", lambda: helper.sample(0, None, None)),
         ("next_inputs", lambda: helper.next_inputs(0, None, None, torch.zeros(1))),

@@ -205,7 +205,7 @@ def split_lstm_state(name: str, state: Any, size: Any, units: int | None = None)
     """(c, h) of a state that is a pair, or one tensor with c in its first `units` columns (half of them by default)."""
     if not isinstance(size, tuple):
         if not isinstance(state, Tensor):
-            raise TypeError(f"{name}(state_is_tuple=False): the state is one tensor, got a {type(state).__name__}.")
+            raise TypeError(f"{name}(state_is_tuple=False): c and h stand in one tensor, got a {type(state).__name__}.")
         first = size // 2 if units is None else units
         return state[..., :first], state[..., first:]
     if not isinstance(state, (tuple, list)) or len(state) != 2:

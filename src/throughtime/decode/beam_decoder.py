@@ -15,7 +15,7 @@ from throughtime.decode.beams import BeamRules, Beams, Extension, candidates, ex
 from throughtime.decode.beams_tf1 import extend_as_tensorflow
 from throughtime.decode.decoder import Decoder, float_dtype, run_cell
 from throughtime.decode.history import Recorded, alignments_of, plain_output, put_history, wants_history
-from throughtime.decode.tokens import check_logits, read_embedding, read_end_token, read_tokens
+from throughtime.decode.tokens import check_callable, check_logits, read_embedding, read_end_token, read_tokens
 from throughtime.decode.tree import gather_tree, gather_tree_from_array
 
 __all__ = [
@@ -99,8 +99,7 @@ class BeamSearchDecoder(Decoder):
         name = "BeamSearchDecoder"
         if isinstance(beam_width, bool) or not isinstance(beam_width, int) or beam_width < 1:
             raise ValueError(f"{name}: beam_width must be a whole number of at least 1, got {beam_width!r}.")
-        if output_layer is not None and not callable(output_layer):
-            raise TypeError(f"{name}: output_layer must be callable, got a {type(output_layer).__name__}.")
+        check_callable(name, optional={"output_layer": output_layer})
         self.cell, self.output_layer, self.tf1_exact = cell, output_layer, tf1_exact
         self._embedding = read_embedding(name, embedding)
         self._start_tokens = read_tokens(name, start_tokens, self._embedding)

@@ -15,6 +15,7 @@ from throughtime._state import fit_state, initial_row_consts, split_result
 from throughtime._state import initial_state as start_of
 from throughtime.decode.helpers import Helper
 from throughtime.decode.history import Recorded, alignments_of, plain_output, put_history, wants_history
+from throughtime.decode.tokens import check_callable
 
 __all__ = ["BasicDecoder", "BasicDecoderOutput", "Decoder", "float_dtype", "run_cell"]
 
@@ -98,8 +99,7 @@ class BasicDecoder(Decoder):
     ) -> None:
         if not isinstance(helper, Helper):
             raise TypeError(f"BasicDecoder: helper must be a Helper, got a {type(helper).__name__}.")
-        if output_layer is not None and not callable(output_layer):
-            raise TypeError(f"BasicDecoder: output_layer must be callable, got a {type(output_layer).__name__}.")
+        check_callable("BasicDecoder", optional={"output_layer": output_layer})
         self.cell, self.helper, self.output_layer = cell, helper, output_layer
         self._initial_state = initial_state
         self._records = wants_history(cell)

@@ -16,7 +16,7 @@ from throughtime.decode.prompt import read_prompts
 from throughtime.decode.search import Hypotheses, search
 from throughtime.decode.single import Step, choose_by, steps_of
 from throughtime.decode.strategies import Beam, Greedy, Sample, Strategy
-from throughtime.decode.tokens import check_end_token, read_embedding, read_end_token
+from throughtime.decode.tokens import check_callable, check_end_token, read_embedding, read_end_token
 
 __all__ = ["Generation", "StreamedStep", "generate", "generate_stream"]
 
@@ -172,9 +172,7 @@ def _request(
     alignments: bool,
     backend: Backend,
 ) -> Request:
-    for name, function in (("cell", cell), ("output_layer", output_layer), ("constraint", constraint)):
-        if not callable(function) and (function is not None or name == "cell"):
-            raise TypeError(f"generate: {name} must be callable, got a {type(function).__name__}.")
+    check_callable("generate", cell=cell, optional={"output_layer": output_layer, "constraint": constraint})
     end_token = None if eos is None else read_end_token("generate", eos)
     _check_limit(end_token, max_steps)
     check_end_token("generate", end_token, output_layer)

@@ -16,8 +16,6 @@ from throughtime.decode.tokens import Embedding, check_ids
 
 __all__ = ["Prompts", "read_prompts"]
 
-REMEDY = "Begin every prompt with a start token."
-
 
 @dataclass(frozen=True)
 class Prompts:
@@ -46,7 +44,9 @@ def read_prompts(start: Any, start_length: Any, rows: int | None, embedding: Emb
     ids = ids[:, None] if ids.dim() == 1 else ids
     shortest = int(lengths.argmin()) if len(lengths) else 0
     if len(lengths) and lengths[shortest] < 1:
-        raise ValueError(f"generate: prompts must not be empty, and row {shortest}'s is. {REMEDY}")
+        raise ValueError(
+            f"generate: prompts must not be empty, and row {shortest}'s is. Begin every prompt with a start token."
+        )
     real = torch.from_numpy(np.arange(ids.shape[1]) < lengths[:, None]).to(ids.device)
     last = ids.gather(1, torch.from_numpy(lengths).to(ids.device)[:, None] - 1) if len(lengths) else ids
     filled = torch.where(real, ids, last.to(ids.dtype))
@@ -66,8 +66,6 @@ def _pad(start: Sequence[Any]) -> tuple[Tensor, np.ndarray]:
     for k, row in enumerate(rows):
         if row.dim() != 1:
             raise ValueError(f"generate: a prompt is a list of tokens; row {k} has shape {list(row.shape)}.")
-        if len(row) == 0:
-            raise ValueError(f"generate: prompts must not be empty, and row {k}'s is. {REMEDY}")
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths
 

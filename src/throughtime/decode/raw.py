@@ -12,6 +12,7 @@ from torch import Tensor
 from throughtime._nested import Nested, leaves, map_leaves
 from throughtime._state import initial_row_consts, trial
 from throughtime.decode.decoder import float_dtype, run_cell
+from throughtime.decode.tokens import check_callable
 
 __all__ = ["raw_rnn"]
 
@@ -58,8 +59,7 @@ def raw_rnn(cell: Any, loop_fn: LoopFunction) -> tuple[Nested, Nested, Any]:
     >>> outputs.shape, bool((outputs[1:, 1] == 0).all())
     (torch.Size([3, 2, 5]), True)
     """
-    if not callable(loop_fn):
-        raise TypeError(f"raw_rnn: loop_fn must be callable, got a {type(loop_fn).__name__}.")
+    check_callable("raw_rnn", loop_fn=loop_fn)
     finished, inputs, state, emit_structure, loop_state = _first(loop_fn)
     row_consts = initial_row_consts(cell, len(finished), float_dtype(cell, state, inputs), finished.device)
     emitted: list[Nested] = []

@@ -54,7 +54,7 @@ class Beam:
             raise ValueError(f"Beam: width must be a whole number of at least 1, got {self.width!r}.")
         for name in ("length_penalty", "coverage_penalty"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"Beam: {name} must be at least 0, got {getattr(self, name)}.")
+                raise ValueError(f"Beam: a penalty must be at least 0, got {name}={getattr(self, name)}.")
 
 
 Strategy = Greedy | Sample | Beam

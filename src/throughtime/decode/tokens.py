@@ -1,4 +1,4 @@
-"""Embeddings, start tokens and end tokens as users give them -> checked ones."""
+"""Embeddings, functions, start tokens and end tokens as users give them -> checked ones."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from throughtime._nested import Nested
 
 __all__ = [
     "Embedding",
+    "check_callable",
     "check_end_token",
     "check_ids",
     "check_logits",
@@ -50,6 +51,14 @@ def read_embedding(name: str, given: Any) -> Embedding:
         return Embedding(lambda ids: F.embedding(ids, given), given.shape[0], given.device, given)
     got = f"a tensor {list(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
     raise TypeError(f"{name}: embedding must be a table [vocabulary, features] or a function of ids, got {got}.")
+
+
+def check_callable(name: str, *, optional: dict[str, Any] | None = None, **required: Any) -> None:
+    """Functions or modules, by name; the optional ones may be None."""
+    given = {what: function for what, function in (optional or {}).items() if function is not None}
+    for what, function in (required | given).items():
+        if not callable(function):
+            raise TypeError(f"{name}: {what} must be callable, got a {type(function).__name__}.")
 
 
 def read_tokens(name: str, given: Any, embedding: Embedding) -> Tensor:

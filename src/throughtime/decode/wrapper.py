@@ -15,6 +15,7 @@ from throughtime.cells._inner import call_cell, initial_state_of, output_size_of
 from throughtime.cells._options import read_units
 from throughtime.cells._parameters import Dense
 from throughtime.decode.attention import AttentionMechanism, Memory
+from throughtime.decode.tokens import check_callable
 
 __all__ = ["AttentionOutput", "AttentionWrapper", "AttentionWrapperState"]
 
@@ -123,9 +124,8 @@ class AttentionWrapper(RNNCell):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, function in (("cell", cell), ("cell_input_fn", cell_input_fn), ("attention_fn", attention_fn)):
-            if not callable(function) and (function is not None or name == "cell"):
-                raise TypeError(f"AttentionWrapper: {name} must be callable, got a {type(function).__name__}.")
+        functions = {"cell_input_fn": cell_input_fn, "attention_fn": attention_fn}
+        check_callable("AttentionWrapper", cell=cell, optional=functions)
         self.cell = cell
         self.several = isinstance(attention_mechanism, (list, tuple))
         mechanisms: list[Any] = list(attention_mechanism) if self.several else [attention_mechanism]  # type: ignore

@@ -11,6 +11,7 @@ from throughtime._errors import (
     SpillError,
     StateError,
 )
+from throughtime._explain import Explanation, explain
 from throughtime._loss import unroll_loss
 from throughtime._module import RNN
 from throughtime._truncated import Window, truncated
@@ -95,6 +96,7 @@ __all__ = [
     "CustomHelper",
     "Decoder",
     "DropoutWrapper",
+    "Explanation",
     "FinalBeamSearchDecoderOutput",
     "GRUCell",
     "Generation",
@@ -130,6 +132,7 @@ __all__ = [
     "bidirectional_dynamic_rnn",
     "dynamic_decode",
     "dynamic_rnn",
+    "explain",
     "gather_tree",
     "gather_tree_from_array",
     "generate",

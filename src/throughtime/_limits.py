@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from throughtime._nested import Nested, leaves, leaves_with_paths
 
@@ -21,7 +22,7 @@ def limit_around() -> str | None:
     """Of what is active while the call runs."""
     if torch._C._are_functorch_transforms_active():
         return "a torch.func transform (grad, vmap, jvp ...) is at work, which sees PyTorch's operators only"
-    if torch._C._len_torch_dispatch_stack():
+    if torch._C._len_torch_dispatch_stack() and not all(map(_heeds_noise_only, _get_current_dispatch_mode_stack())):
         return "a torch dispatch mode is active, which sees PyTorch's operators only"
     if forward_ad._current_level >= 0:
         return "forward-mode derivatives are on, and machine code has backward ones only"
@@ -32,6 +33,11 @@ def limit_around() -> str | None:
     if _has_any_global_hook():
         return "a global module hook is registered, which runs at every step"
     return None
+
+
+def _heeds_noise_only(mode: Any) -> bool:
+    """As the portable loop's own mode, inside whose steps another loop may run."""
+    return getattr(mode, "changes_noise_only", False)
 
 
 def limit_of(given: Iterable[tuple[str, Nested]]) -> str | None:

@@ -25,7 +25,7 @@ from throughtime._errors import BackendError, BackendWarning, CaptureError, Plan
 from throughtime._limits import has_no_numbers, limit_around, limit_of
 from throughtime._nested import Nested, flatten, leaves, map_leaves, unflatten
 from throughtime._sequence import Ragged
-from throughtime._state import check_output, split_result, trial
+from throughtime._state import check_output, rounds_products, split_result, trial
 from throughtime._types import Backend
 from throughtime.capture import Mentions, StepCall, StepTrace, check_hooks, find_mentions, signature, trace_step
 from throughtime.loop.native.kernel import Batch, NativeKernel
@@ -37,7 +37,18 @@ from throughtime.plan.loop_plan import LoopPlan
 from throughtime.plan.make import make_plan
 from throughtime.plan.memory import MemoryPolicy, SaveAll
 
-__all__ = ["Compiled", "Refusal", "Run", "compilations", "compiled_loop", "run"]
+__all__ = [
+    "Compiled",
+    "Forecast",
+    "Refusal",
+    "Run",
+    "compilations",
+    "compiled_loop",
+    "find_loop",
+    "forecast",
+    "run",
+    "wants_gradients",
+]
 
 
 @dataclass(frozen=True)
@@ -95,8 +106,8 @@ def run(request: Run) -> tuple[Nested, Nested]:
         return _no_outputs(request), map_leaves(torch.clone, request.state)
     if request.backend == "portable":
         return _portable(request)
-    loop, consts = _find(request)
-    if isinstance(loop, Compiled) and loop.forward_only is not None and _wants_gradients(request, consts):
+    loop, consts = find_loop(request)
+    if isinstance(loop, Compiled) and loop.forward_only is not None and wants_gradients(request, consts):
         loop = loop.forward_only
     if isinstance(loop, Compiled):
         return _native(request, loop, consts)
@@ -116,10 +127,10 @@ def run(request: Run) -> tuple[Nested, Nested]:
 
 def compiled_loop(request: Run) -> Compiled | Refusal:
     """The request's loop, out of the cache if it was compiled before."""
-    return _find(request)[0]
+    return find_loop(request)[0]
 
 
-def _find(request: Run) -> tuple[Compiled | Refusal, list[Tensor]]:
+def find_loop(request: Run) -> tuple[Compiled | Refusal, list[Tensor]]:
     """The loop, and the tensors that the cell closes over now."""
     if (limit := limit_around() or limit_of(_given(request))) is not None:
         return Refusal(limit, "call"), []
@@ -220,9 +231,39 @@ def _given(request: Run) -> tuple[tuple[str, Nested], ...]:
     return tuple((name, value) for name, value in named if value is not None)
 
 
-def _wants_gradients(request: Run, consts: list[Tensor]) -> bool:
+def wants_gradients(request: Run, consts: list[Tensor]) -> bool:
     given = [leaf for _, value in _given(request) for leaf in leaves(value)]
     return torch.is_grad_enabled() and any(t.requires_grad for t in (*given, *consts))
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Of a native call: the processor it is for, the memory policy and what it chose, the bytes it needs at most.
+
+    as_one: whether batched stages run within the steps of the loops, as they do with many rows.
+    """
+
+    machine: str
+    as_one: bool
+    memory: str | None
+    peak_bytes: int | None
+
+
+def forecast(request: Run, loop: Compiled, trained: bool) -> Forecast:
+    """What a call would need. Nothing is run."""
+    target = loop.kernel.target
+    machine = f"{target.cpu}, vectors of {target.vector_bytes} bytes"
+    batch = _batch(request)
+    as_one = loop.kernel.runs_as_one("training" if trained else "inference", batch)
+    if not trained:
+        return Forecast(machine, as_one, None, None)
+    schedule = loop.kernel.schedule(request.memory, batch, request.chunk)
+    chosen = "" if schedule.policy == request.memory else f" chooses {schedule.policy}"
+    return Forecast(machine, as_one, f"{request.memory}{chosen}", schedule.peak)
+
+
+def _batch(request: Run) -> Batch:
+    return Batch.of(request.ragged.lengths, torch.get_num_threads())
 
 
 def _traced(request: Run) -> StepCall:
@@ -260,7 +301,7 @@ def _native(request: Run, loop: Compiled, consts: list[Tensor]) -> tuple[Nested,
     noisy = bool(loop.plan.of_kind("noise"))
     call = NativeCall(
         loop.kernel,
-        Batch.of(request.ragged.lengths, torch.get_num_threads()),
+        _batch(request),
         request.chunk,
         (len(groups[0]), len(groups[1]), len(groups[2]), len(groups[3])),
         draw_seed() if noisy else None,
@@ -295,7 +336,7 @@ def _portable(request: Run) -> tuple[Nested, Nested]:
         request.row_consts,
         request.reset,
         request.reset_state,
-        CounterNoise(torch.from_numpy(request.ragged.user_order).to(request.ragged.device)),
+        CounterNoise(request.ragged.user_order),
     )
     return run_portable(loop, request.memory, request.ragged.xs, request.state)
 
@@ -310,7 +351,7 @@ def _step(cell: Any, x: Nested, state: Nested, row_consts: Nested) -> tuple[Nest
 def _full_precision(output: Nested, state: Nested) -> Nested:
     """Under autocast products are rounded, outputs are not: they come out in the state's precision."""
     flat, structure = flatten(output)
-    if not any(torch.is_autocast_enabled(leaf.device.type) for leaf in flat[:1]):
+    if not any(rounds_products(leaf.device) for leaf in flat[:1]):
         return output
     floating = [leaf.dtype for leaf in leaves(state) if leaf.is_floating_point()]
     wanted = floating[0] if floating else torch.float32

@@ -27,6 +27,7 @@ __all__ = [
     "fit_state",
     "initial_row_consts",
     "initial_state",
+    "rounds_products",
     "size_parameters",
     "split_result",
     "trial",
@@ -198,6 +199,11 @@ def trial(xs: Nested) -> Iterator[None]:
         yield
 
 
+def rounds_products(device: torch.device) -> bool:
+    """Whether autocast is on; PyTorch has none for tensors without numbers."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
 def describe(value: Nested) -> str:
     """`(float32[4, 8], float32[4, 8])`, for messages."""
     return str(map_leaves(lambda leaf: _Word(_word(leaf)), value))
@@ -234,8 +240,7 @@ def _has_rows(leaf: Any, rows: int) -> bool:
 
 def _dtypes_agree(a: Tensor, b: Tensor) -> bool:
     """Under autocast a step may come out in half precision; the loop puts its state back to full."""
-    autocast = torch.is_autocast_enabled(a.device.type)
-    return a.dtype == b.dtype or (autocast and a.is_floating_point() and b.is_floating_point())
+    return a.dtype == b.dtype or (rounds_products(a.device) and a.is_floating_point() and b.is_floating_point())
 
 
 def _matches(value: Nested, state: Nested) -> bool:

@@ -28,6 +28,7 @@ from throughtime._state import (
     describe,
     fit_state,
     initial_row_consts,
+    rounds_products,
     size_parameters,
     zero_state,
 )
@@ -258,7 +259,7 @@ def _dtype_of(xs: Nested, cell: Any) -> torch.dtype:
     first = leaves(xs)[0]
     floating = (t.dtype for t in (*leaves(xs), *weights) if t.dtype.is_floating_point)
     dtype = next(floating, torch.get_default_dtype())
-    rounded = dtype.itemsize < torch.float32.itemsize and torch.is_autocast_enabled(first.device.type)
+    rounded = dtype.itemsize < torch.float32.itemsize and rounds_products(first.device)
     return torch.float32 if rounded else dtype
 
 

@@ -108,16 +108,21 @@ def _find_input_sizes(call: StepCall) -> None:
 def _plain_modes(xs: Sequence[Tensor]) -> Iterator[None]:
     """Gradients on, autocast off: products are rounded when they are lowered, and nothing else is.
 
-    Fake numbers are no anomaly.
+    Fake numbers are no anomaly, and hooks on saved tensors (of a checkpoint, say) must not see them.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         for device in {"cpu", *(x.device.type for x in xs)}:
             stack.enter_context(torch.autocast(device, enabled=False))
         yield
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _product_dtype(xs: Sequence[Tensor]) -> torch.dtype | None:

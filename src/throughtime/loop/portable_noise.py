@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,7 +26,10 @@ class CounterNoise(TorchDispatchMode):
     The seed is drawn when a step first asks for noise, so a step without any leaves PyTorch's generator alone.
     """
 
-    def __init__(self, user_rows: Tensor) -> None:
+    changes_noise_only = True
+    """A loop inside a step need not heed this mode."""
+
+    def __init__(self, user_rows: np.ndarray) -> None:
         super().__init__()
         self.user_rows = user_rows
         self.seed: int | None = None
@@ -53,7 +57,7 @@ class CounterNoise(TorchDispatchMode):
             self.seed = draw_seed()
         if like.dim() == 0 or like.shape[0] != self.rows:
             raise _NotByRow
-        rows = self.user_rows[: self.rows]
+        rows = torch.from_numpy(self.user_rows[: self.rows]).to(like.device)
         steps = torch.full_like(rows, self.step)
         columns = math.prod(like.shape[1:])
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32

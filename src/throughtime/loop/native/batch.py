@@ -44,6 +44,11 @@ class Batch:
     def pairs(self) -> int:
         return int(self.offsets[-1])
 
+    def has_few_rows(self, step: int) -> bool:
+        """For a share, at this step."""
+        rows = int(self.active[step])
+        return rows < FEW_ROWS * min(self.threads, rows)
+
     def pairs_of(self, start: int, stop: int) -> int:
         """The number of pairs in the steps [start, stop)."""
         return int(self.offsets[stop] - self.offsets[start])
@@ -75,6 +80,8 @@ class Batch:
 
 
 PAIRS_PER_CALL = 512
+FEW_ROWS = 12
+"""With fewer rows to a share, what is free of the states runs over all pairs of the chunk at once."""
 
 
 def _even(low: int, high: int, count: int) -> list[int]:

@@ -71,6 +71,10 @@ class NativeKernel:
                         f"got {int(ids.min())} to {int(ids.max())}. Check the vocabulary."
                     )
 
+    def runs_as_one(self, direction: str, batch: Batch) -> bool:
+        """Whether what is free of the states runs within the steps; with few rows it runs over all pairs of a chunk."""
+        return direction not in self.lowered.staged or not batch.has_few_rows(0)
+
     def schedule(self, policy: MemoryPolicy, batch: Batch, chunk: int) -> Schedule:
         """The schedule of a memory policy for a batch."""
         return choose(policy, costs_of(self, batch, chunk))

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Walker"]
 
-FEW_ROWS = 12
-"""With fewer rows to a share, what is free of the states runs over all pairs of the chunk at once."""
-
 
 class Walker:
     """One direction of one call. `rows`: buffers with one entry per row, which the steps update in place."""
@@ -55,8 +52,7 @@ class Walker:
     def _form(self, start: int) -> list["_Run"]:
         batch = self.bound.batch
         staged = self.kernel.lowered.staged.get(self.direction)
-        few = batch.active[start] < FEW_ROWS * min(batch.threads, batch.active[start])
-        if staged is None or not few:
+        if staged is None or not batch.has_few_rows(start):
             return [self._run(None, self.kernel.program(self.direction))]
         return [self._run(i, program) for i, program in enumerate(staged)]
 

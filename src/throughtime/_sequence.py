@@ -308,17 +308,21 @@ def _read_jagged(inputs: Nested, sequence_length: Any) -> Ragged:
         if not np.array_equal(leaf.offsets().cpu().numpy(), offsets):
             raise SequenceError(f"dynamic_rnn: all jagged inputs share their lengths; those of {path} differ.")
     by_row = np.diff(offsets)
+    longest = int(by_row.max(initial=0))
     if sequence_length is not None:
-        longest = int(by_row.max(initial=0))
         _check_same_lengths(read_lengths(sequence_length, len(by_row), longest), by_row, "nested tensor")
     lengths, order = _sort(by_row)
     step, row = _pairs(lengths)
     user_row = row if order is None else order[row]
     index = torch.from_numpy(offsets[user_row] + step).to(first.device)
 
+    # Padding goes up to the largest length that the tensor says, which may be above all there are; without one, to N.
+    said = first._maybe_min_seqlen, first._maybe_max_seqlen
+    least, most = (int(by_row.min(initial=longest)), longest) if None in said else said
+
     def unpack(ys: Tensor) -> Tensor:
         values = torch.zeros_like(ys).index_copy(0, index, ys)
-        return torch.nested.nested_tensor_from_jagged(values, first.offsets())
+        return torch.nested.nested_tensor_from_jagged(values, first.offsets(), min_seqlen=least, max_seqlen=most)
 
     xs = map_leaves(lambda x: x.values().index_select(0, index), inputs)
     return Ragged(xs, lengths, order, unpack)

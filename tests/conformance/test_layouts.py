@@ -58,6 +58,18 @@ def test_a_jagged_output_has_the_ragged_axis_of_its_input(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("said", "steps"), [({}, 4), ({"min_seqlen": 1, "max_seqlen": 6}, 6)])
+def test_a_jagged_output_is_padded_as_its_input(backend: str, said: dict[str, int], steps: int) -> None:
+    """Up to the length that the input says is the largest there can be, or that is the largest of all."""
+    cell, x, lengths = nn.GRUCell(2, 4), torch.randn(3, steps, 2), [3, 1, 4]
+    values = torch.cat([row[:n] for row, n in zip(x, lengths)])
+    jagged = torch.nested.nested_tensor_from_jagged(values, torch.tensor([0, 3, 4, 8]), **said)
+    outputs, _ = dynamic_rnn(cell, jagged, backend=backend)
+    want, _ = dynamic_rnn(cell, x, lengths, backend=backend)
+    torch.testing.assert_close(torch.nested.to_padded_tensor(outputs, 0.0), want)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_jagged_output_trains(backend: str) -> None:
     cell = nn.GRUCell(2, 4)
     jagged = torch.nested.nested_tensor([torch.randn(n, 2) for n in (3, 1)], layout=torch.jagged, requires_grad=True)

@@ -105,7 +105,7 @@ class _Run:
     """One program's block of arguments."""
 
     def __init__(self, walker: Walker, program: Program, code: CompiledModule) -> None:
-        self.walker, self.program, self.batch = walker, program, walker.bound.batch
+        self.program, self.batch = program, walker.bound.batch
         self.worker = code.address("worker")
         names = arguments_of(program)
         self.block = (ctypes.c_int64 * (FIRST_ARGUMENT + len(names)))()
@@ -114,11 +114,11 @@ class _Run:
         self.alive: list[object] = [code]
         self.by_pair = [name for name, b in program.buffers.items() if b.kind in ("pair", "previous")]
         self.previous = [name for name, b in program.buffers.items() if b.kind == "previous"]
-        self._bind()
+        self._bind(walker)
 
-    def _bind(self) -> None:
-        """What stays where it is for the whole call."""
-        walker, lowered = self.walker, self.walker.kernel.lowered
+    def _bind(self, walker: Walker) -> None:
+        """What stays where it is for the whole call. The walker holds its runs, so they must not hold the walker."""
+        lowered = walker.kernel.lowered
         self._set("bounds", ctypes.addressof(self.bounds))
         self._set("active", self.batch.active.ctypes.data)
         self._set("offsets", self.batch.offsets.ctypes.data)

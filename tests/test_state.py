@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from throughtime import StateError, dynamic_rnn
+from throughtime import DropoutWrapper, MultiRNNCell, ResidualWrapper, StateError, dynamic_rnn
 from throughtime._nested import leaves, map_leaves
 from throughtime._state import fit_state, initial_row_consts, initial_state, split_result
 
@@ -151,8 +151,61 @@ def test_the_error_of_the_trial_is_its_cause() -> None:
 
 @pytest.mark.parametrize("size", [3.5, "3", (3, None)])
 def test_a_state_size_of_another_kind(size: Any) -> None:
-    with pytest.raises(StateError, match="method, or pass initial_state="):
+    with pytest.raises(StateError, match=r"or a nested structure of them, got (float|str|NoneType)"):
         start(Sized(size))
+
+
+class Nameless(nn.Module):
+    """A cell that declares nothing, and takes no None."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        h = torch.tanh(self.mix(x) + h)
+        return 2 * h, h
+
+
+WRAPPERS = {
+    "residual": (ResidualWrapper, lambda x, h: h),
+    "dropout": (DropoutWrapper, lambda x, h: h),
+    "twice": (lambda cell: ResidualWrapper(DropoutWrapper(cell)), lambda x, h: h),
+    "stack": (lambda cell: MultiRNNCell([cell, nn.GRUCell(4, 4)]), lambda x, h: (h, x[:, 0])),
+}
+
+
+@pytest.mark.parametrize("backend", ["portable", "native"])
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_wrapped_cell_that_declares_no_state_starts_from_what_is_given(name: str, backend: str) -> None:
+    wrap, make_start = WRAPPERS[name]
+    cell, x, lengths = wrap(Nameless()), torch.randn(2, 3, 4), [3, 2]
+    given = make_start(x, torch.randn(2, 4))
+    outputs, final = dynamic_rnn(cell, x, lengths, given, backend=backend)
+    for b, length in enumerate(lengths):
+        state = map_leaves(lambda leaf: leaf[b : b + 1], given)  # noqa: B023
+        for t in range(length):
+            output, state = cell(x[b : b + 1, t], state)
+            torch.testing.assert_close(outputs[b : b + 1, t], output)
+        torch.testing.assert_close(map_leaves(lambda leaf: leaf[b : b + 1], final), state)  # noqa: B023
+    with pytest.raises(StateError, match=r"cell\(inputs, None\) raised"):
+        dynamic_rnn(cell, x)
+
+
+def test_a_wrapped_cell_that_declares_no_state_is_tried_as_any_other() -> None:
+    cell, x = ResidualWrapper(Lenient()), torch.randn(2, 3, 4)
+    outputs, final = dynamic_rnn(cell, x)
+    want, end = dynamic_rnn(cell, x, initial_state=torch.zeros(2, 4))
+    assert torch.equal(outputs, want)
+    assert torch.equal(final, end)
+
+
+class Lenient(nn.Module):
+    """None is zeros."""
+
+    def forward(self, x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+        h = x if h is None else 0.5 * h + x
+        return h, h
 
 
 LIKE = Pair(torch.zeros(2, 3), {"a": torch.zeros(2, 4)})

@@ -22,6 +22,7 @@ from throughtime._nested import (
 
 __all__ = [
     "check_output",
+    "declared_state",
     "declares_state",
     "describe",
     "fit_state",
@@ -32,6 +33,7 @@ __all__ = [
     "split_result",
     "trial",
     "zero_state",
+    "zeros_of_size",
 ]
 
 UNKNOWN = "dynamic_rnn: cannot tell the state this cell starts from"
@@ -40,12 +42,26 @@ PYTORCHS_OWN = (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
 
 
 def declares_state(cell: Any) -> bool:
-    """Whether the cell says itself what it starts from, so that no trial of it is needed."""
-    return (
+    """Whether the cell says itself what it starts from, so that no trial of it is needed. A wrapper asks its cell."""
+    return getattr(cell, "declares_state", True) and (
         callable(getattr(cell, "initial_state", None))
         or _state_size(cell) is not None
         or isinstance(cell, PYTORCHS_OWN)
     )
+
+
+def declared_state(
+    cell: Any, batch_size: int, dtype: torch.dtype | None, device: torch.device | str | None
+) -> Nested | None:
+    """What the cell says that it starts from: its `initial_state`, or its `state_size`. None: it does not say."""
+    if callable(getattr(cell, "initial_state", None)):
+        return cell.initial_state(batch_size, dtype, device)
+    if (size := _state_size(cell)) is not None:
+        return zeros_of_size(size, batch_size, dtype, device)
+    if isinstance(cell, PYTORCHS_OWN):
+        zeros = torch.zeros(batch_size, cell.hidden_size, dtype=dtype, device=device)
+        return (zeros, zeros) if isinstance(cell, nn.LSTMCell) else zeros
+    return None
 
 
 def initial_state(cell: Any, xs: Nested, batch_size: int, dtype: torch.dtype, device: torch.device) -> Nested:
@@ -54,13 +70,8 @@ def initial_state(cell: Any, xs: Nested, batch_size: int, dtype: torch.dtype, de
     In order: the cell's own `initial_state`, its `state_size`, PyTorch's own cells, and at last a probe `cell(x, None)`
     on one row of `xs` (the first real inputs), which tells the shapes; the state is zero then.
     """
-    if callable(getattr(cell, "initial_state", None)):
-        return cell.initial_state(batch_size, dtype, device)
-    if (size := _state_size(cell)) is not None:
-        return _zeros_of_size(size, batch_size, dtype, device)
-    if isinstance(cell, PYTORCHS_OWN):
-        zeros = torch.zeros(batch_size, cell.hidden_size, dtype=dtype, device=device)
-        return (zeros, zeros) if isinstance(cell, nn.LSTMCell) else zeros
+    if declares_state(cell):
+        return declared_state(cell, batch_size, dtype, device)
     return _probed_state(cell, xs, batch_size)
 
 
@@ -257,19 +268,22 @@ def _state_size(cell: Any) -> Any:
     return None if isinstance(size, Tensor) else size
 
 
-def _zeros_of_size(size: Any, batch_size: int, dtype: torch.dtype, device: torch.device) -> Nested:
+def zeros_of_size(
+    size: Any, batch_size: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> Nested:
+    """Zeros [batch_size, ...] for an int, a `torch.Size`, or a nested structure of them."""
     if isinstance(size, int):
         return torch.zeros(batch_size, size, dtype=dtype, device=device)
     if isinstance(size, torch.Size):
         return torch.zeros(batch_size, *size, dtype=dtype, device=device)
     if isinstance(size, dict):
-        return {key: _zeros_of_size(part, batch_size, dtype, device) for key, part in size.items()}
+        return {key: zeros_of_size(part, batch_size, dtype, device) for key, part in size.items()}
     if isinstance(size, (tuple, list)):
-        parts = [_zeros_of_size(part, batch_size, dtype, device) for part in size]
+        parts = [zeros_of_size(part, batch_size, dtype, device) for part in size]
         return type(size)(*parts) if hasattr(size, "_fields") else type(size)(parts)
     raise StateError(
-        f"dynamic_rnn: a cell's state_size is an int, a torch.Size or a nested structure of them, got "
-        f"{type(size).__name__}. Write an initial_state(batch_size, dtype, device) method, or pass initial_state=."
+        f"a cell's state_size is an int, a torch.Size or a nested structure of them, got {type(size).__name__}. "
+        f"Set state_size so, or give the cell an initial_state(batch_size, dtype, device) method."
     )
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from throughtime._errors import StateError
 from throughtime.cells import BasicLSTMCell, BasicRNNCell, GRUCell, LSTMCell, LSTMStateTuple, MultiRNNCell, RNNCell
 
 
@@ -70,7 +71,7 @@ def test_get_initial_state_refuses() -> None:
 
 
 def test_a_state_size_of_another_kind() -> None:
-    with pytest.raises(TypeError, match="or a nested structure of them, got str"):
+    with pytest.raises(StateError, match="or a nested structure of them, got str"):
         Sized((3, "four")).initial_state(2)
 
 

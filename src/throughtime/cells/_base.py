@@ -1,4 +1,4 @@
-"""Sizes -> the state a cell starts from; the base class of every cell here."""
+"""The base class of every cell here: its sizes say the state it starts from."""
 
 from typing import Any
 
@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from throughtime._nested import Nested, leaves
+from throughtime._state import zeros_of_size
 
-__all__ = ["RNNCell", "zeros_of_size"]
+__all__ = ["RNNCell"]
 
 
 class RNNCell(nn.Module):
@@ -63,25 +64,6 @@ class RNNCell(nn.Module):
     def row_consts(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> Nested:
         """Tensors [batch_size, ...] that stay the same for all steps of one call; () for a cell that has none."""
         return ()
-
-
-def zeros_of_size(
-    size: Any, batch_size: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-) -> Nested:
-    """Zeros [batch_size, ...] for an int, a `torch.Size`, or a nested structure of them."""
-    if isinstance(size, int):
-        return torch.zeros(batch_size, size, dtype=dtype, device=device)
-    if isinstance(size, torch.Size):
-        return torch.zeros(batch_size, *size, dtype=dtype, device=device)
-    if isinstance(size, dict):
-        return {key: zeros_of_size(part, batch_size, dtype, device) for key, part in size.items()}
-    if isinstance(size, (tuple, list)):
-        parts = [zeros_of_size(part, batch_size, dtype, device) for part in size]
-        return type(size)(*parts) if hasattr(size, "_fields") else type(size)(parts)
-    raise TypeError(
-        f"a cell's state_size is an int, a torch.Size or a nested structure of them, got {type(size).__name__}. "
-        f"Set state_size so, or give the cell an initial_state(batch_size, dtype, device) method."
-    )
 
 
 def _check_agreement(what: str, given: Any, of_inputs: Any) -> None:

@@ -7,7 +7,8 @@ from torch import nn
 
 from throughtime._errors import StateError
 from throughtime._nested import Nested, leaves
-from throughtime.cells._base import RNNCell, zeros_of_size
+from throughtime._state import declared_state, declares_state
+from throughtime.cells._base import RNNCell
 
 __all__ = ["CellWrapper", "call_cell", "initial_state_of", "output_size_of", "row_consts_of", "state_size_of"]
 
@@ -33,14 +34,13 @@ def output_size_of(cell: Any) -> Any:
 def initial_state_of(
     cell: Any, batch_size: int, dtype: torch.dtype | None, device: torch.device | str | None
 ) -> Nested:
-    if callable(getattr(cell, "initial_state", None)):
-        return cell.initial_state(batch_size, dtype, device)
-    if isinstance(cell, nn.RNNCellBase) or hasattr(cell, "state_size"):
-        return zeros_of_size(state_size_of(cell), batch_size, dtype, device)
-    raise StateError(
-        f"a wrapped cell must say what state it starts from; {type(cell).__name__} does not. "
-        f"Give it an initial_state(batch_size, dtype, device) method or a state_size."
-    )
+    state = declared_state(cell, batch_size, dtype, device)
+    if state is None:
+        raise StateError(
+            f"a wrapped cell must say what state it starts from; {type(cell).__name__} does not. "
+            f"Give it an initial_state(batch_size, dtype, device) method or a state_size."
+        )
+    return state
 
 
 def row_consts_of(cell: Any, batch_size: int, dtype: torch.dtype, device: torch.device) -> Nested:
@@ -59,6 +59,10 @@ class CellWrapper(RNNCell):
                 f"got a {type(cell).__name__}."
             )
         self.cell = cell
+
+    @property
+    def declares_state(self) -> bool:
+        return declares_state(self.cell)
 
     @property
     def state_size(self) -> Any:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from throughtime._nested import Nested, leaves, map_leaves
-from throughtime.cells._base import zeros_of_size
+from throughtime._state import zeros_of_size
 from throughtime.cells._inner import CellWrapper, call_cell, initial_state_of, output_size_of, row_consts_of
 from throughtime.cells._options import read_keep_prob
 from throughtime.cells.lstm import LSTMStateTuple

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from throughtime._nested import Nested, leaves
+from throughtime._state import declares_state
 from throughtime.cells._base import RNNCell
 from throughtime.cells._inner import (
     call_cell,
@@ -60,6 +61,10 @@ class MultiRNNCell(RNNCell):
                 "MultiRNNCell(state_is_tuple=False): a cell's state is a tuple and cannot be a column of one tensor. "
                 "Leave state_is_tuple out, or build that cell with state_is_tuple=False too."
             )
+
+    @property
+    def declares_state(self) -> bool:
+        return all(map(declares_state, self.cells))
 
     @property
     def state_size(self) -> Any:

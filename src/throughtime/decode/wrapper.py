@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from throughtime._nested import Nested, leaves, leaves_with_paths, map_leaves, same_structure
+from throughtime._state import declares_state
 from throughtime.cells._base import RNNCell
 from throughtime.cells._inner import call_cell, initial_state_of, output_size_of, row_consts_of, state_size_of
 from throughtime.cells._options import read_units
@@ -156,6 +157,10 @@ class AttentionWrapper(RNNCell):
     def output_size(self) -> Any:
         size: Any = self.attention_size if self.output_attention else output_size_of(self.cell)
         return AttentionOutput(size, self._alignment_sizes()) if self.output_alignments else size
+
+    @property
+    def declares_state(self) -> bool:
+        return self.initial_cell_state is not None or declares_state(self.cell)
 
     @property
     def state_size(self) -> Any:

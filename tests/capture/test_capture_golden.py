@@ -1,7 +1,6 @@
 """Graphs as text: what a cell becomes, kept so that a change is seen. `pytest --update-golden` writes them anew."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from capture.agreement import row
 from capture.test_capture_cells import Attention, ConvLSTM, LayerNormLSTM, Words
 from throughtime.capture import StepTrace, trace_step
 
-GOLDEN = Path(__file__).parent / "golden"
 H = 7
 
 
@@ -35,13 +33,8 @@ CELLS: dict[str, Callable[[], StepTrace]] = {
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_graph_is_the_golden_one(name: str, request: pytest.FixtureRequest) -> None:
-    text = f"{CELLS[name]().pair}\n"
-    file = GOLDEN / f"{name}.txt"
-    if request.config.getoption("--update-golden"):
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(text)
-    assert text == file.read_text(), f"{file} differs; if it is meant to, run pytest --update-golden"
+def test_graph_is_the_golden_one(name: str, golden: Callable[[str, str], None]) -> None:
+    golden(f"graphs/{name}", str(CELLS[name]().pair))
 
 
 def test_the_same_cell_gives_the_same_text() -> None:

@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from throughtime._nested import flatten, leaves, map_leaves, unflatten
+from cells.symbolic import trace_for_any_rows
+from throughtime._nested import leaves, map_leaves
 from throughtime.cells import (
     BasicLSTMCell,
     BasicRNNCell,
@@ -42,18 +40,7 @@ def arguments(cell, rows: int) -> list:
 @pytest.mark.parametrize("make", [MAKERS[name] for name in OURS], ids=OURS)
 def test_traces_with_a_symbolic_batch(make) -> None:
     cell = make()
-    flat, structure = flatten(arguments(cell, 7))
-    shapes = ShapeEnv()
-    with FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True) as mode:
-        rows_only = [
-            mode.from_tensor(
-                leaf,
-                symbolic_context=StatelessSymbolicContext([DimDynamic.DUCK] + [DimDynamic.STATIC] * (leaf.dim() - 1)),
-            )
-            for leaf in flat
-        ]
-        graph = make_fx(lambda *args: leaves(cell(*unflatten(structure, args))))(*rows_only)
-    assert not shapes.guards, "the step branches on the number of rows"
+    graph = trace_for_any_rows(cell, arguments(cell, 7))
     targets = [str(node.target) for node in graph.graph.nodes]
     assert not [t for t in targets if any(mutation in t for mutation in MUTATIONS)]
     other = arguments(cell, 5)

@@ -1,6 +1,6 @@
 """A descriptor, lengths, a seed -> one case, and its results: by the definition, and by a backend in a layout."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -14,7 +14,17 @@ from conformance.layouts import LAYOUTS
 from throughtime import dynamic_rnn
 from throughtime._nested import Nested, leaves_with_paths, map_leaves
 
-__all__ = ["Case", "Result", "assert_close", "assert_same", "by_definition", "by_library", "draw_case", "poisoned"]
+__all__ = [
+    "Case",
+    "Result",
+    "assert_close",
+    "assert_same",
+    "by_definition",
+    "by_library",
+    "draw_case",
+    "poisoned",
+    "pull_back",
+]
 
 
 @dataclass(frozen=True)
@@ -187,9 +197,13 @@ def _draw_leaf(leaf: Leaf, axes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def _gradients(case: Case, outputs: Nested, state: Nested) -> dict[str, Tensor]:
-    sources = case.sources()
     results = [*leaves_with_paths(outputs, "outputs"), *leaves_with_paths(state, "state")]
     live = [(leaf, case.cotangents[name]) for name, leaf in results if leaf.requires_grad]
+    return pull_back(live, case.sources())
+
+
+def pull_back(live: Sequence[tuple[Tensor, Tensor]], sources: dict[str, Tensor]) -> dict[str, Tensor]:
+    """(a result, its cotangent) -> the gradient of each source; zeros for one that no result depends on."""
     if not live:
         return {name: torch.zeros_like(tensor) for name, tensor in sources.items()}
     roots, cotangents = zip(*live)

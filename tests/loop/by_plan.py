@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from conformance.cases import Case, Result
+from conformance.cases import Case, Result, pull_back
 from throughtime._nested import Nested, leaves, leaves_with_paths, map_leaves, unflatten
 from throughtime._sequence import Ragged, read_sequence
 from throughtime.capture import StepTrace, trace_step
@@ -85,12 +85,4 @@ def _to_sources(case: Case, values: list[list[Tensor]], gradients: Gradients) ->
         for value, gradient in zip(column, column_gradients, strict=True)
         if gradient is not None and value.requires_grad
     ]
-    sources = case.sources()
-    if not pairs:
-        return {name: torch.zeros_like(tensor) for name, tensor in sources.items()}
-    roots, cotangents = zip(*pairs)
-    reached = torch.autograd.grad(roots, list(sources.values()), cotangents, allow_unused=True)
-    return {
-        name: torch.zeros_like(tensor) if gradient is None else gradient
-        for (name, tensor), gradient in zip(sources.items(), reached)
-    }
+    return pull_back(pairs, case.sources())

@@ -1,7 +1,6 @@
 """Memory policies as schedules: golden texts, what each keeps, and what a schedule may never do."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,18 +21,9 @@ from throughtime.plan.memory import (
     choose,
 )
 
-SCHEDULES = Path(__file__).parents[1] / "golden" / "schedules"
 
-
-@pytest.fixture
-def golden(request: pytest.FixtureRequest) -> Callable[[str, Schedule], None]:
-    def check(name: str, schedule: Schedule) -> None:
-        path, text = SCHEDULES / f"{name}.txt", f"{schedule}\npeak {schedule.peak}\n"
-        if request.config.getoption("--update-golden"):
-            path.write_text(text)
-        assert path.read_text() == text, f"{path.name} differs; if it is better now: pytest --update-golden"
-
-    return check
+def shown(schedule: Schedule) -> str:
+    return f"{schedule}\npeak {schedule.peak}"
 
 
 def costs(steps: int, rows: int = 1, pair_bytes: int = 100, **given: int) -> Costs:
@@ -62,14 +52,14 @@ def ragged(lengths: list[int], pair_bytes: int = 100, **given: int) -> Costs:
         ("budget_spill", Budget("70MB"), costs(320, pair_bytes=1_000_000, output_bytes=1_000_000, pair_flops=10**12)),
     ],
 )
-def test_schedules(golden: Callable[[str, Schedule], None], name: str, policy: MemoryPolicy, of: Costs) -> None:
-    golden(name, choose(policy, of))
+def test_schedules(golden: Callable[[str, str], None], name: str, policy: MemoryPolicy, of: Costs) -> None:
+    golden(f"schedules/{name}", shown(choose(policy, of)))
 
 
-def test_levels(golden: Callable[[str, Schedule], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_levels(golden: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """With more segments than marks may be kept: some marks in the forward pass, others in the backward pass."""
     monkeypatch.setattr("throughtime.plan.memory.MOST_MARKS", 4)
-    golden("recompute_levels", choose(Recompute(32), costs(200)))
+    golden("schedules/recompute_levels", shown(choose(Recompute(32), costs(200))))
 
 
 @given(

@@ -31,12 +31,12 @@ def plan_of(name: str) -> LoopPlan:
 
 @pytest.mark.parametrize("name", PRINTED)
 def test_the_plan_as_text(name, golden):
-    golden(name.replace(" ", "_").replace(",", ""), str(plan_of(name)))
+    golden(f"plans/{name.replace(' ', '_').replace(',', '')}", str(plan_of(name)))
 
 
 def test_the_plan_of_a_cell_with_dropout_as_text(golden):
     cell = cells.DropoutWrapper(cells.LSTMCell(4, input_size=3), 0.7, 0.6, 0.8)
-    golden("DropoutWrapper", str(make_plan(trace_step(cell, torch.zeros(2, 3), cell.initial_state(2)).pair)))
+    golden("plans/DropoutWrapper", str(make_plan(trace_step(cell, torch.zeros(2, 3), cell.initial_state(2)).pair)))
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cells.symbolic import trace_for_any_rows
-from throughtime._nested import leaves, map_leaves
+from throughtime._nested import flatten, leaves, map_leaves, unflatten
 from throughtime.cells import (
     BasicLSTMCell,
     BasicRNNCell,

@@ -278,7 +278,8 @@ _PYTORCHS_OWN = """
     hardswish hardswish_backward hardtanh hardtanh_backward heaviside huber_loss huber_loss_backward isfinite
     leaky_relu leaky_relu_backward lerp linalg_cross linalg_vector_norm log_sigmoid_backward log_sigmoid_forward
     logaddexp logaddexp2 logit logit_backward logsumexp mish mish_backward mse_loss mse_loss_backward nan_to_num
-    nansum native_batch_norm native_batch_norm_backward native_group_norm native_group_norm_backward norm
+    nansum native_batch_norm native_batch_norm_backward native_group_norm native_group_norm_backward nll_loss2d_backward
+    nll_loss2d_forward nll_loss_backward nll_loss_forward norm
     pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d rot90 selu
     silu silu_backward sinc smooth_l1_loss smooth_l1_loss_backward softplus softplus_backward softshrink special_entr
     special_xlog1py threshold trace unfold_backward vdot xlogy

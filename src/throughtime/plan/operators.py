@@ -8,7 +8,9 @@ PRODUCTS = frozenset({"mm", "bmm", "convolution", "convolution_backward"})
 BATCHED = PRODUCTS | {"embedding"}
 """Are worth a pass of their own over many steps, to which their operands are stored."""
 
-REDUCTIONS = frozenset({"sum", "amax", "amin", "prod", "argmax", "argmin", "cumsum", "logcumsumexp"})
+REDUCTIONS = frozenset(
+    {"sum", "amax", "amin", "prod", "argmax", "argmin", "cumsum", "cumprod", "logcumsumexp", "gather", "index_select"}
+)
 
 VIEWS = frozenset({"view", "permute", "expand", "slice", "full", "constant"})
 """Cost nothing."""

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from conformance.definition import Leaf, real, whole
-from loop.native.random_steps import Instruction, StepWriter
+from loop.native.random_steps import MOST_NUMBERS, Instruction, StepWriter
 from throughtime import dynamic_rnn
 from throughtime._nested import Nested, leaves, leaves_with_paths, map_leaves
+from throughtime._types import Backend
 
 __all__ = ["Call", "RandomCell", "check", "random_call", "results"]
 
-MOST_ROWS, MOST_STEPS, TOKENS = 9, 6, 5
+MOST_ROWS, MOST_STEPS = 9, 6
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-4}
 
 
@@ -132,7 +133,9 @@ def _random_cell(random: Random) -> RandomCell:
 
 
 def _input(random: Random) -> Leaf:
-    return random.choice([real(4), real(1), real(3), real(9), real(2, 3), real(), whole(TOKENS), whole(TOKENS, 2)])
+    return random.choice(
+        [real(4), real(1), real(3), real(9), real(2, 3), real(), whole(MOST_NUMBERS), whole(MOST_NUMBERS, 2)]
+    )
 
 
 def _state(random: Random) -> Leaf:
@@ -175,7 +178,7 @@ def _next(writer: StepWriter, random: Random, state: int, states: Sequence[int])
 # --- a call of it
 
 
-def results(call: Call, backend: str, dtype: torch.dtype) -> dict[str, Tensor]:
+def results(call: Call, backend: Backend, dtype: torch.dtype) -> dict[str, Tensor]:
     """Outputs, states and gradients by name."""
     torch.manual_seed(call.seed)
     cell, batch = call.cell.to_dtype(dtype), len(call.lengths)

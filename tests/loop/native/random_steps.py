@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Instruction", "StepWriter"]
+__all__ = ["MOST_NUMBERS", "Instruction", "StepWriter"]
 
 LARGEST = 3.0
 MOST_FEATURES = 48
+MOST_NUMBERS = 5
+"""Whole numbers are less than this."""
 
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "abs": torch.abs,
@@ -124,7 +126,7 @@ class StepWriter:
             *(self._unary, self._unary, self._unary, self._binary, self._binary, self._binary, self._linear),
             *(self._linear, self._linear, self._cat, self._slice, self._reduce, self._softmax, self._layer_norm),
             *(self._with_tensor, self._reshape, self._permute, self._products, self._stack, self._expand, self._three),
-            *(self._group_norm, self._flip, self._pad),
+            *(self._group_norm, self._flip, self._pad, self._running, self._look_up),
         ]
         for _ in range(count):
             self.random.choice(kinds)()
@@ -205,6 +207,30 @@ class StepWriter:
         axes = list(range(1, self.values[i].dim()))
         dims = self.random.choice([tuple(axes), (self.random.choice(axes),), (axes[-1],)])
         self.add(f"{name} {dims}", lambda _, x: REDUCE[name](x, dim=dims, keepdim=keep), i)
+
+    def _running(self) -> None:
+        if (i := self.pick(lambda s: len(s) > 0)) is None:
+            return
+        dim = self._axis(i)
+        self.add(f"cumsum {dim}", lambda _, x: x.cumsum(dim), i)
+
+    def _look_up(self) -> None:
+        """Entries of each row by the whole numbers that it has."""
+        numbers = [i for i, v in enumerate(self.values) if v.dtype == torch.int64]
+        if not numbers or (i := self.pick(lambda s: len(s) == 1 and s[0] >= MOST_NUMBERS)) is None:
+            return
+        form = self.random.choice(["gather", "scatter_add", "nll_loss"])
+        chosen = self.random.choice(numbers)
+
+        def look_up(_: Any, x: Tensor, number: Tensor) -> Tensor:
+            index = number.reshape(len(x), -1)
+            if form == "gather":
+                return x.gather(1, index)
+            if form == "scatter_add":
+                return x.scatter_add(1, index, x[:, : index.shape[1]])
+            return F.cross_entropy(x, index[:, 0], reduction="none")
+
+        self.add(form, look_up, i, chosen)
 
     def _layer_norm(self) -> None:
         if (i := self.pick(lambda s: len(s) > 0 and s[-1] > 2)) is None:

@@ -62,7 +62,7 @@ def _count(x: Value) -> int:
 
 def _argument(v: Values, x: Value, op: str, dim: int, keepdim: bool) -> Value:
     axis = v.feature_axis(x, dim, "searches among the rows")
-    x = v.cast(x, torch.uint8) if x.dtype == torch.bool else x
+    x = v.cast(x, torch.int64) if x.dtype == torch.bool else x
     dim %= len(x.sizes)
     place = x.place
     if place is not None and not keepdim:

@@ -15,9 +15,10 @@ from throughtime.loop.native.costs import costs_of
 from throughtime.loop.native.emit import element_type, emit_contractions, emit_program
 from throughtime.loop.native.execute import Kept, go_back, go_forward
 from throughtime.loop.native.gemm import products_library
+from throughtime.loop.native.ids import check_ids, find_lookups
 from throughtime.loop.native.jit import CompiledModule, compile_module
 from throughtime.loop.native.lower import Lowered, lower
-from throughtime.loop.native.program import Buffer, Gather, Program
+from throughtime.loop.native.program import Buffer, Program
 from throughtime.loop.native.sums import own_sums
 from throughtime.loop.native.target import Target, host_target
 from throughtime.loop.native.views import feature_shape
@@ -38,6 +39,7 @@ class NativeKernel:
         self.library = products_library(self.target, self.element)
         self._code: dict[tuple[str, int | None], CompiledModule] = {}
         self._lock = threading.Lock()
+        self.lookups = find_lookups(plan)
         self.own_sums = own_sums(self.lowered.reductions)
 
     # --- one call
@@ -57,19 +59,8 @@ class NativeKernel:
             env[node.name] = run_node(node, env, 0)
         row_consts = {f"row_consts:{k}": self._as_numbers(tensor) for k, tensor in enumerate(rows)}
         located = {f"xs:{k}": Located(self._as_numbers(tensor)) for k, tensor in enumerate(xs)}
-        self._check_indices(located)
+        check_ids(self.lookups, self.plan.of_kind("xs"), xs, env)
         return Bound(batch, env, located, row_consts, seed, user_rows)
-
-    def _check_indices(self, xs: Mapping[str, Located]) -> None:
-        """Machine code reads the table where an id says, so ids are checked first."""
-        for op in self.lowered.inference.ops:
-            if isinstance(op, Gather) and op.index.base in xs:
-                ids = xs[op.index.base].tensor
-                if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= op.rows):
-                    raise IndexError(
-                        f"dynamic_rnn: an id that looks up a table lies between 0 and {op.rows - 1}, "
-                        f"got {int(ids.min())} to {int(ids.max())}. Check the vocabulary."
-                    )
 
     def runs_as_one(self, direction: str, batch: Batch) -> bool:
         """Whether what is free of the states runs within the steps; with few rows it runs over all pairs of a chunk."""

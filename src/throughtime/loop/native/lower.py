@@ -10,6 +10,7 @@ from throughtime.capture.graph import ROWS, Input, Node
 from throughtime.loop.native.affine import fuse_products
 from throughtime.loop.native.assemble import Assembly, Want
 from throughtime.loop.native.program import Buffer, Immediate, Program
+from throughtime.loop.native.rewrites import rewrite
 from throughtime.loop.native.staging import Stages, split_backward, split_forward
 from throughtime.loop.native.views import View, feature_shape
 from throughtime.plan.loop_plan import LoopPlan
@@ -123,7 +124,7 @@ def _lower_forward(plan: LoopPlan, training: bool) -> _Forms:
     _read_inputs(assembly, plan)
     for i, carry in enumerate(plan.of_kind("carry")):
         assembly.read(carry.name, f"carry:{i}", "row")
-    nodes = [node for stage in plan.forward for node in stage.nodes]
+    nodes = rewrite([node for stage in plan.forward for node in stage.nodes], plan.values)
     wants = [assembly.want(name, f"ys:{k}", "pair") for k, name in enumerate(plan.ys)]
     if training:
         wants += [assembly.want(name, f"saved:{name}", "pair") for name in plan.saved]
@@ -154,7 +155,7 @@ def _lower_backward(plan: LoopPlan) -> tuple[_Forms, list[Reduction]]:
     _read_inputs(assembly, plan)
     _read_kept(assembly, plan)
     _read_cotangents(assembly, plan)
-    nodes = [node for stage in plan.backward for node in stage.nodes]
+    nodes = rewrite([node for stage in plan.backward for node in stage.nodes], plan.values)
     d_xs = [assembly.want(name, f"d_xs:{k}", "pair") for k, name in enumerate(plan.d_xs) if name]
     wants = _carry_gradients(assembly, plan)
     sums = [assembly.want(name, f"d_row_consts:{k}", "row") for k, name in enumerate(plan.d_row_consts) if name]

@@ -7,12 +7,9 @@ left is an item: an elementwise operator or a reduction (part of a pass over the
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-import torch
 
 from throughtime._errors import BackendError
-from throughtime.capture.graph import ROWS, Input, Node, Ref, Shape
+from throughtime.capture.graph import ROWS, Input, Node, Ref
 from throughtime.loop.native.operators import ELEMENTWISE, REDUCTIONS, unfit
 from throughtime.loop.native.program import INDEX, Buffer, Immediate, is_whole
 from throughtime.loop.native.views import Features, View, contiguous, feature_shape, squeeze, view_through
@@ -99,6 +96,8 @@ class Resolved:
     def _take(self, node: Node) -> None:
         if node.op == "full":
             self.immediates[node.name] = Immediate(node.attributes["value"])
+        elif node.op == "index":
+            self._take_index(node)
         elif node.op in SHAPE_OPERATORS:
             self._take_view(node)
         elif node.op == "cat":
@@ -113,8 +112,6 @@ class Resolved:
             self._take_elementwise(node)
         elif node.op == "embedding":
             self._compute(Item(node, feature_shape(node.shape)))
-        elif node.op in ("argmax", "argmin"):
-            self._take_place(node)
         else:
             raise BackendError(f"operator '{node.op}' ({node}) is not in the native backend's table")
 
@@ -188,41 +185,9 @@ class Resolved:
         else:
             self._compute(Item(node, over, axes))
 
-    def _take_place(self, node: Node) -> None:
-        """Before: argmax(a)
-        After:  amin(where(a == amax(a) or a is NaN, index, last))      the first of equal ones, and of NaNs
-        """
-        (a,) = node.operands
-        shape, axis = self.values[a].shape, node.attributes["dim"]
-        if axis == 0:
-            raise BackendError(f"'{node.op}' ({node}) searches among the rows")
-        dims = (("dims", (axis,)), ("keepdim", True))
-        kept: Shape = tuple(1 if i == axis else n for i, n in enumerate(shape))
-        own, truth = self.values[a].dtype, torch.bool
-        extreme = self._make(node, "amax" if node.op == "argmax" else "amin", (Ref(a),), kept, own, dims)
-        hit = self._make(node, "eq", (Ref(a), Ref(extreme)), shape, truth)
-        nothing = self._make(node, "ne", (Ref(a), Ref(a)), shape, truth)
-        found = self._make(node, "logical_or", (Ref(hit), Ref(nothing)), shape, truth)
-        places = (Ref(found), Ref(self._index(node, axis, shape)), int(shape[axis]) - 1)
-        place = self._make(node, "where", places, shape, torch.int64)
-        self._take_reduction(replace(node, op="amin", args=(Ref(place),), kwargs=dims))
-
-    def _index(self, of: Node, axis: int, shape: Shape) -> str:
-        """The place of each element along an axis."""
-        name = f"{of.name}.index"
-        self.values[name] = Node(name, "index", (), (), shape, torch.int64)
-        strides = tuple(1 if i == axis else 0 for i in range(1, len(shape)))
-        self.sources[name] = View(INDEX, feature_shape(shape), strides)
-        return name
-
-    def _make(
-        self, of: Node, op: str, args: tuple[Any, ...], shape: Shape, dtype: torch.dtype, kwargs: Any = ()
-    ) -> str:
-        """A node on the way to `of`."""
-        node = Node(f"{of.name}.{op}", op, args, kwargs, shape, dtype)
-        self.values[node.name] = node
-        self._take(node)
-        return node.name
+    def _take_index(self, node: Node) -> None:
+        strides = tuple(1 if i == node.attributes["dim"] else 0 for i in range(1, len(node.shape)))
+        self.sources[node.name] = View(INDEX, feature_shape(node.shape), strides)
 
     def _take_affine(self, node: Node) -> None:
         """Products read whole vectors: an operand that lies otherwise is copied first."""

@@ -16,6 +16,8 @@ from throughtime.capture.graph import Input, Node, Ref
 __all__ = ["Stages", "split_backward", "split_forward"]
 
 HEAVY = frozenset({"affine", "embedding"})
+NUMBERS = frozenset({"full", "index"})
+"""Stand in the code."""
 BY_ROW = ("carry", "row_const", "d_next_carry")
 
 
@@ -37,7 +39,7 @@ def split_forward(nodes: Sequence[Node], values: Mapping[str, Input | Node], wan
     if not first:
         return None
     pairs = tuple(n for n in nodes if n.name in first)
-    steps = tuple(n for n in nodes if n.name not in first or n.op == "full")
+    steps = tuple(n for n in nodes if n.name not in first or n.op in NUMBERS)
     return Stages(pairs, steps, _crossing(pairs, steps, wanted))
 
 
@@ -46,7 +48,7 @@ def split_backward(
 ) -> Stages | None:
     """sequential: what the loop must give; others: what only the input gradients need. None: nothing to gain."""
     first = _ancestors(nodes, sequential)
-    pairs = tuple(n for n in nodes if n.name not in first or n.op == "full")
+    pairs = tuple(n for n in nodes if n.name not in first or n.op in NUMBERS)
     steps = tuple(n for n in nodes if n.name in first)
     if not any(n.op in HEAVY for n in pairs):
         return None
@@ -95,7 +97,7 @@ def _ancestors(nodes: Sequence[Node], names: Iterable[str]) -> set[str]:
 
 
 def _crossing(first: Sequence[Node], second: Sequence[Node], wanted: Iterable[str]) -> tuple[str, ...]:
-    """Values that `first` makes and `second` reads. Numbers (`full`) are made in both."""
-    made = {node.name for node in first if node.op != "full"} - {node.name for node in second}
+    """Values that `first` makes and `second` reads. Numbers are made in both."""
+    made = {node.name for node in first if node.op not in NUMBERS} - {node.name for node in second}
     read = [operand for node in second for operand in node.operands]
     return tuple(dict.fromkeys(name for name in (*read, *wanted) if name in made))

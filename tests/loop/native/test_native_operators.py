@@ -1,0 +1,166 @@
+"""Steps of few operators: the native backend gives what the plain loop gives, outputs and all gradients."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from throughtime import dynamic_rnn
+from throughtime._nested import Nested, leaves, leaves_with_paths, map_leaves
+from throughtime._types import Backend
+
+ROWS, STEPS, UNITS, CLASSES = 5, 6, 6, 7
+LENGTHS = [6, 3, 0, 5, 1]
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-4}
+both_types = pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda d: str(d).removeprefix("torch."))
+
+Step = Callable[..., tuple[Nested, Nested]]
+
+
+def results(step: Step, tensors: list[Tensor], xs: Nested, backend: Backend, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Outputs, states and gradients by name. The step is called with x, h and the tensors."""
+
+    def typed(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype).requires_grad_() if tensor.is_floating_point() else tensor
+
+    closed = [typed(t.clone()) for t in tensors]
+    inputs, start = map_leaves(typed, xs), typed(numbers(ROWS, UNITS))
+    outputs, state = dynamic_rnn(
+        lambda x, h: step(x, h, *closed), inputs, LENGTHS, start, backend=backend, parallel_iterations=2
+    )
+    made = dict(leaves_with_paths(outputs, "outputs") + leaves_with_paths(state, "state"))
+    sources = {f"tensor {i}": t for i, t in enumerate(closed)} | {f"input {i}": t for i, t in enumerate(leaves(inputs))}
+    sources = {name: t for name, t in {**sources, "start": start}.items() if t.requires_grad}
+    roots = [value for value in made.values() if value.requires_grad]
+    cotangents = [numbers(*root.shape).to(dtype) for root in roots]
+    found = torch.autograd.grad(roots, list(sources.values()), cotangents, allow_unused=True, materialize_grads=True)
+    return made | {f"gradient of {name}": gradient for name, gradient in zip(sources, found)}
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
+
+
+def ids(below: int, *shape: int) -> Tensor:
+    return torch.randint(below, shape, generator=torch.Generator().manual_seed(below))
+
+
+def check(step: Step, tensors: list[Tensor], xs: Nested, dtype: torch.dtype) -> None:
+    want, got = results(step, tensors, xs, "portable", torch.float64), results(step, tensors, xs, "native", dtype)
+    assert got.keys() == want.keys()
+    for name, expected in want.items():
+        tolerance = TOLERANCES[dtype]
+        torch.testing.assert_close(got[name].to(expected.dtype), expected, rtol=tolerance, atol=tolerance, msg=name)
+
+
+# --- look-ups
+
+
+def losses(x: Any, h: Tensor, w: Tensor, weight: Tensor) -> tuple[Nested, Tensor]:
+    real, label, pair = x
+    h = torch.tanh(h + real)
+    logits = h @ w
+    found = {
+        "of classes": F.cross_entropy(logits, label, reduction="none"),
+        "smoothed": F.cross_entropy(logits, label, weight.detach().abs(), reduction="none", label_smoothing=0.1),
+        "of likelihoods": F.nll_loss(logits, label, reduction="none", ignore_index=3),
+        "of an image": F.cross_entropy(logits.view(-1, CLASSES, 1).expand(-1, -1, 2) + 1, pair, reduction="none"),
+    }
+    return found, h
+
+
+@both_types
+def test_losses_of_class_ids(dtype: torch.dtype) -> None:
+    label = ids(CLASSES, ROWS, STEPS)
+    label[0, 2] = -100
+    label[2] = 1 << 40  # of the row without steps
+    inputs = (numbers(ROWS, STEPS, UNITS), label, ids(CLASSES, ROWS, STEPS, 2))
+
+    def with_nothing_to_ignore(x: Any, h: Tensor, w: Tensor, weight: Tensor) -> tuple[Nested, Tensor]:
+        return losses((x[0], x[1].clamp(min=0), x[2]), h, w, weight)
+
+    tensors = [numbers(UNITS, CLASSES), numbers(CLASSES)]
+    check(with_nothing_to_ignore, tensors, inputs, dtype)
+    check(lambda x, h, w, _: (F.cross_entropy(h @ w, x[1], reduction="none"), h + x[0]), tensors, inputs, dtype)
+
+
+def lookups(x: Any, h: Tensor, w: Tensor) -> tuple[Nested, Tensor]:
+    real, one, four, table = x
+    h = torch.tanh(h + real)
+    wide, square = h @ w, h.unsqueeze(-1) * (h @ w).unsqueeze(1)
+    found = {
+        "one": wide.gather(1, one.unsqueeze(1)),
+        "four": torch.take_along_dim(wide, four, 1),
+        "of the last axis": square.gather(2, table),
+        "of the first axis": square.gather(1, table.transpose(1, 2)[:, :, :3]),
+        "own": wide[torch.arange(len(wide)), one - CLASSES],
+        "the same for all": wide[:, torch.tensor([3, 3, 0, -1])],
+        "windows": wide.unfold(1, 3, 2),
+        "whole numbers": four.gather(1, four % 4),
+        "of the state": wide.gather(1, wide.argmax(1, keepdim=True)),
+    }
+    return found, h
+
+
+def writes(x: Any, h: Tensor, w: Tensor) -> tuple[Nested, Tensor]:
+    real, _, four, _ = x
+    h = torch.tanh(h + real)
+    wide = h @ w
+    found = {
+        "put": wide.scatter(1, torch.tensor([5, 1, 2, 3]) + 0 * four, h[:, :4]),
+        "put a number": wide.scatter(1, four, -1.0),
+        "added": wide.scatter_add(1, four, h[:, :4]),
+        "the same for all": wide.index_copy(1, torch.tensor([3, 1]), h[:, :2]),
+        "added for all": wide.index_add(1, torch.tensor([3, 1, 3]), h[:, :3]),
+    }
+    return found, h
+
+
+def running(x: Any, h: Tensor, w: Tensor) -> tuple[Nested, Tensor]:
+    real, _, four, _ = x
+    h = torch.tanh(h + real)
+    square = h.unsqueeze(-1) * (h @ w).unsqueeze(1)
+    found = {
+        "sums": (h @ w).cumsum(1),
+        "sums of columns": square.cumsum(1),
+        "sums of one": h[:, :1].cumsum(1),
+        "sums of whole numbers": four.cumsum(1),
+        "products": (1.1 + torch.sigmoid(h @ w)).cumprod(1),
+    }
+    return found, h
+
+
+@both_types
+@pytest.mark.parametrize("step", [lookups, writes, running], ids=lambda step: step.__name__)
+def test_entries_by_number(step: Step, dtype: torch.dtype) -> None:
+    whole = (ids(CLASSES, ROWS, STEPS), ids(CLASSES, ROWS, STEPS, 4), ids(UNITS, ROWS, STEPS, UNITS, CLASSES))
+    check(step, [numbers(UNITS, CLASSES)], (numbers(ROWS, STEPS, UNITS), *whole), dtype)
+
+
+def test_a_running_sum_keeps_infinities_behind_it() -> None:
+    x = numbers(1, 2, 9)
+    x[0, 1, 4], x[0, 1, 6] = float("inf"), float("nan")
+    found, _ = dynamic_rnn(lambda x, h: (x.cumsum(1), h), x, None, x[:, 0], backend="native")
+    torch.testing.assert_close(found, x.cumsum(2), equal_nan=True)
+
+
+@pytest.mark.parametrize("wrong", [-1, CLASSES])
+@pytest.mark.parametrize("look_up", ["embedding", "gather", "cross_entropy"])
+def test_an_id_that_names_no_entry(look_up: str, wrong: int) -> None:
+    def step(x: Any, h: Tensor) -> tuple[Tensor, Tensor]:
+        if look_up == "embedding":
+            return F.embedding(x[1] + 0, table), h
+        if look_up == "gather":
+            return x[0].gather(1, x[1].unsqueeze(1)), h
+        return F.cross_entropy(x[0], x[1], reduction="none"), h
+
+    table = numbers(CLASSES, 2)
+    number = ids(CLASSES, ROWS, STEPS)
+    inputs, start = (numbers(ROWS, STEPS, CLASSES), number), numbers(ROWS, 1)
+    number[:, 3:] = wrong
+    dynamic_rnn(step, inputs, [3, 0, 1, 2, 3], start, backend="native")
+    with pytest.raises(IndexError, match=f"an id that looks up one of 7 entries lies between 0 and 6, got .*{wrong}"):
+        dynamic_rnn(step, inputs, [6, 0, 1, 2, 3], start, backend="native")

@@ -68,6 +68,16 @@ class Batch:
         low, high = int(self.offsets[start]), int(self.offsets[stop])
         return _even(low, high, max(1, min(self.threads, high - low)))
 
+    def most_rows(self, few: bool) -> int:
+        """Of a step whose rows are few, or are not; 0 where there is no such step."""
+        are_few = self.active < FEW_ROWS * np.minimum(self.threads, self.active)
+        return int(self.active[are_few == few].max(initial=0))
+
+    def most_pairs(self, chunk: int, rows: int | None = None) -> int:
+        """The most pairs that a window can have, or one that begins with so many rows."""
+        rows = int(self.active.max(initial=0)) if rows is None else rows
+        return min(self.pairs, max(PAIRS_PER_CALL, chunk * rows))
+
     def windows(self, chunk: int, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
         """Ranges of steps, each of one chunk or, with few rows, of several, so that calls stay rare."""
         stop = self.steps if stop is None else stop

@@ -61,7 +61,7 @@ class _Pass:
 
     def walker(self, direction: str) -> Walker:
         if direction not in self.walkers:
-            self.walkers[direction] = Walker(self.kernel, direction, self.bound, self.state)
+            self.walkers[direction] = Walker(self.kernel, direction, self.bound, self.state, self.chunk)
         return self.walkers[direction]
 
     def mark(self, t: int) -> None:
@@ -177,7 +177,7 @@ class _Backward:
         self.kernel, self.bound, self.kept, self.located = kernel, bound, kept, located
         self.sums = Sums(kernel, bound.batch.threads)
         still = {f"still:{name.removeprefix('carry:')}": leaf for name, leaf in kept.marks[0].items()}
-        self.walker = Walker(kernel, "backward", bound, {**still, **rows})
+        self.walker = Walker(kernel, "backward", bound, {**still, **rows}, BLOCK)
 
     def go(self, start: int, stop: int) -> None:
         batch = self.bound.batch

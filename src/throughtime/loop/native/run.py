@@ -14,7 +14,7 @@ from throughtime.loop.native.batch import Bound, Located
 from throughtime.loop.native.emit import PAIRS_AT_ONCE, arguments_of
 from throughtime.loop.native.gemm import packed_size
 from throughtime.loop.native.jit import CompiledModule
-from throughtime.loop.native.program import Program
+from throughtime.loop.native.program import Buffer, Program
 from throughtime.loop.native.threads import FIRST_ARGUMENT, run_shares
 from throughtime.loop.noise import normal, uniform
 
@@ -25,12 +25,16 @@ __all__ = ["Walker"]
 
 
 class Walker:
-    """One direction of one call. `rows`: buffers with one entry per row, which the steps update in place."""
+    """One direction of one call, `chunk` steps at a time.
 
-    def __init__(self, kernel: "NativeKernel", direction: str, bound: Bound, rows: Mapping[str, Tensor]) -> None:
+    rows: buffers with one entry per row, which the steps update in place.
+    """
+
+    def __init__(
+        self, kernel: "NativeKernel", direction: str, bound: Bound, rows: Mapping[str, Tensor], chunk: int
+    ) -> None:
         self.kernel, self.direction, self.bound, self.rows = kernel, direction, bound, rows
-        self.programs = (kernel.program(direction), *kernel.lowered.staged.get(direction, ()))
-        self.locals = {name: b for program in self.programs for name, b in program.buffers.items() if b.local}
+        self.room = bound.batch.most_pairs(chunk)
         self.local: dict[str, Tensor] = {}
         self._packed: dict[str, Tensor] = {}
         self._runs: dict[int | None, _Run] = {}
@@ -43,9 +47,10 @@ class Walker:
         Returns the buffers of this chunk only.
         """
         low = int(self.bound.batch.offsets[start])
-        local = {name: Located(t, low) for name, t in self._local_buffers(start, stop).items()}
+        form = self._form(start)
+        local = {name: Located(self._room_of(b), low) for run in form for name, b in run.local.items()}
         self._draw_noise(start, stop, local)
-        for run in self._form(start):
+        for run in form:
             run.steps(start, stop, {**self.bound.xs, **pairs, **local}, first, initial)
         return local
 
@@ -61,12 +66,12 @@ class Walker:
             self._runs[form] = _Run(self, program, self.kernel.code(self.direction, form))
         return self._runs[form]
 
-    def _local_buffers(self, start: int, stop: int) -> dict[str, Tensor]:
-        count = self.bound.batch.pairs_of(start, stop)
-        for name, buffer in self.locals.items():
-            if name not in self.local or len(self.local[name]) < count:
-                self.local[name] = torch.empty(count, buffer.width, dtype=self.kernel.lowered.dtype(buffer))
-        return self.local
+    def _room_of(self, buffer: Buffer) -> Tensor:
+        """With room for any steps that may come, so that none is made anew while the one before is in use."""
+        if buffer.name not in self.local:
+            dtype = self.kernel.lowered.dtype(buffer)
+            self.local[buffer.name] = torch.empty(self.room, buffer.width, dtype=dtype)
+        return self.local[buffer.name]
 
     def packed(self, name: str, k: int, n: int) -> Tensor:
         """A weight in panels, packed once per call."""
@@ -114,6 +119,7 @@ class _Run:
         self.alive: list[object] = [code]
         self.by_pair = [name for name, b in program.buffers.items() if b.kind in ("pair", "previous")]
         self.previous = [name for name, b in program.buffers.items() if b.kind == "previous"]
+        self.local = {name: b for name, b in program.buffers.items() if b.local}
         self._bind(walker)
 
     def _bind(self, walker: Walker) -> None:

@@ -36,6 +36,11 @@ def test_example_runs(script: Path) -> None:
     assert done.stdout.strip()
 
 
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
+def test_example_is_short(script: Path) -> None:
+    assert len(script.read_text().splitlines()) <= 60
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_python_blocks_of_a_page_run(page: Path) -> None:
     """In order, as one program. TensorFlow's code, and what is meant to fail, stands in blocks of other names."""

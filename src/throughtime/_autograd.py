@@ -9,6 +9,7 @@ from torch import Tensor
 
 from throughtime._errors import BackendError
 from throughtime.loop.native.kernel import Batch, NativeKernel
+from throughtime.loop.native.room import Empty, fresh, room
 from throughtime.plan.memory import MemoryPolicy, SaveAll
 
 __all__ = ["NativeCall", "run_native"]
@@ -25,6 +26,11 @@ class NativeCall:
     seed: int | None = None
     user_rows: np.ndarray | None = None
     memory: MemoryPolicy = field(default_factory=SaveAll)
+
+    @property
+    def empty(self) -> Empty:
+        """Who asks for little memory has none kept."""
+        return room.empty if isinstance(self.memory, SaveAll) else fresh
 
     def split(self, flat: tuple[Tensor, ...]) -> list[list[Tensor]]:
         parts, start = [], 0
@@ -48,7 +54,7 @@ class _Loop(torch.autograd.Function):
     def forward(ctx: Any, call: NativeCall, training: bool, *flat: Tensor) -> tuple[Tensor, ...]:
         kernel = call.kernel
         consts, rows, xs, carry = call.split(flat)
-        bound = kernel.bind(call.batch, consts, rows, xs, call.seed, call.user_rows)
+        bound = kernel.bind(call.batch, consts, rows, xs, call.seed, call.user_rows, call.empty)
         schedule = kernel.schedule(call.memory, call.batch, call.chunk) if training else None
         ys, final, kept = kernel.forward(bound, carry, call.chunk, schedule)
         if schedule is not None:
@@ -74,7 +80,7 @@ class _Loop(torch.autograd.Function):
         read = () if ctx.schedule.runs_again else kernel.outputs_read
         outputs, tensors = _cut(rest, len(read))
         kept = ctx.kept.with_tensors(dict(zip(read, outputs)), tensors)
-        bound = kernel.bind(call.batch, consts, rows, xs, call.seed, call.user_rows)
+        bound = kernel.bind(call.batch, consts, rows, xs, call.seed, call.user_rows, call.empty)
         d_ys, d_final = _cut(incoming, len(kernel.plan.ys))
         found = kernel.backward(bound, kept, ctx.schedule, d_ys, d_final, call.chunk)
         gradients = [*found["consts"], *found["row_consts"], *found["xs"], *found["carry"]]

@@ -26,18 +26,28 @@ __all__ = [
 
 Nested = Any
 Structure = pytree.TreeSpec
+_, _LEAF = pytree.tree_flatten(None, is_leaf=lambda _: True)
 
 
 def flatten(value: Nested) -> tuple[list[Any], Structure]:
     """The leaves from left to right, and what `unflatten` needs to put them back."""
+    if isinstance(value, Tensor):
+        return [value], _LEAF
     return pytree.tree_flatten(value, is_leaf=_is_packed)
 
 
 def unflatten(structure: Structure, flat: Iterable[Any]) -> Nested:
+    if structure is _LEAF:
+        (leaf,) = flat
+        return leaf
     return pytree.tree_unflatten(list(flat), structure)
 
 
 def leaves(value: Nested) -> list[Any]:
+    if isinstance(value, Tensor):
+        return [value]
+    if _is_flat(value):
+        return list(value)
     return pytree.tree_leaves(value, is_leaf=_is_packed)
 
 
@@ -56,11 +66,22 @@ def leaves_as(value: Nested, like: Nested) -> list[Any]:
 
 
 def map_leaves(function: Callable[..., Any], value: Nested, *others: Nested) -> Nested:
+    if isinstance(value, Tensor):
+        return function(value, *others)
     return pytree.tree_map(function, value, *others, is_leaf=_is_packed)
 
 
 def leaves_with_paths(value: Nested, root: str) -> list[tuple[str, Any]]:
     """`[("state.layers[1].c", tensor), ...]`, for messages."""
+    if isinstance(value, Tensor):
+        return [(root, value)]
+    if _is_flat(value):
+        names = (
+            (f".{name}" for name in value._fields)
+            if hasattr(value, "_fields")
+            else map("[{}]".format, range(len(value)))
+        )
+        return [(root + name, part) for name, part in zip(names, value)]
     pairs, _ = pytree.tree_flatten_with_path(value, is_leaf=_is_packed)
     return [(root + pytree.keystr(path), leaf) for path, leaf in pairs]
 
@@ -78,6 +99,12 @@ def skeleton(value: Nested) -> Any:
 
 def same_structure(a: Nested, b: Nested) -> bool:
     return skeleton(a) == skeleton(b)
+
+
+def _is_flat(value: Nested) -> bool:
+    """A tuple, named tuple or list of tensors: nearly every state, and quicker to take apart here than by pytree."""
+    plain = type(value) in (tuple, list) or (isinstance(value, tuple) and hasattr(value, "_fields"))
+    return plain and not isinstance(value, PackedSequence) and all(isinstance(part, Tensor) for part in value)
 
 
 def _is_packed(value: Any) -> bool:

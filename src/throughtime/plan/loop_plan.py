@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from throughtime.capture.graph import Input, Node, format_shape
@@ -26,7 +27,7 @@ class Stage:
         return "\n".join([f"  {self.kind}{because}", *(f"    {node}" for node in self.nodes)])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LoopPlan:
     """One call: `once`; chunk by chunk `forward`; chunk by chunk, from the last, `backward` and `reductions`; `after`.
 
@@ -66,12 +67,17 @@ class LoopPlan:
     d_carry: tuple[str | None, ...]
 
     def of_kind(self, kind: str) -> tuple[Input, ...]:
-        return tuple(i for i in self.inputs if i.kind == kind)
+        return self._by_kind.get(kind, ())
+
+    @cached_property
+    def _by_kind(self) -> dict[str, tuple[Input, ...]]:
+        kinds = {i.kind for i in self.inputs}
+        return {kind: tuple(i for i in self.inputs if i.kind == kind) for kind in kinds}
 
     def shape_of(self, name: str) -> tuple:
         return self.values[name].shape
 
-    @property
+    @cached_property
     def values(self) -> dict[str, Input | Node]:
         """Every value by name."""
         found: dict[str, Input | Node] = {}

@@ -37,7 +37,7 @@ class Assembly:
     """Collects where the inputs of a program lie, then makes it."""
 
     def __init__(self, values: dict[str, Input | Node]) -> None:
-        self.values = values
+        self.values = dict(values)
         self.sources: dict[str, View] = {}
         self.buffers: dict[str, Buffer] = {}
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from throughtime.loop.native.room import Empty
+
 __all__ = ["Batch", "Bound", "Located"]
 
 
@@ -117,7 +119,7 @@ class Located(NamedTuple):
 class Bound:
     """One call's tensors. consts: by name in the plan. xs (one entry per pair) and row_consts: by name in the programs.
 
-    seed, user_rows: of the noise, which is keyed by the user's row.
+    seed, user_rows: of the noise, which is keyed by the user's row. empty: makes room for the call's own buffers.
     """
 
     batch: Batch
@@ -126,3 +128,4 @@ class Bound:
     row_consts: Mapping[str, Tensor]
     seed: int | None
     user_rows: np.ndarray | None
+    empty: Empty

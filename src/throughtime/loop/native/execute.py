@@ -80,7 +80,7 @@ class _Pass:
         for start, stop in self._ranges(action):
             count = batch.pairs_of(start, stop)
             first = int(batch.offsets[start])
-            buffers = self.kernel.empty(direction, prefixes, count)
+            buffers = self.kernel.empty(direction, prefixes, count, self.bound.empty)
             residuals = {name: Located(tensor, first) for name, tensor in buffers.items()}
             if action.keep:
                 self.kept.residuals[start] = residuals
@@ -175,7 +175,7 @@ class _Backward:
         self, kernel: "NativeKernel", bound: Bound, kept: Kept, located: Mapping[str, Located], rows: State
     ) -> None:
         self.kernel, self.bound, self.kept, self.located = kernel, bound, kept, located
-        self.sums = Sums(kernel, bound.batch.threads)
+        self.sums = Sums(kernel, bound)
         still = {f"still:{name.removeprefix('carry:')}": leaf for name, leaf in kept.marks[0].items()}
         self.walker = Walker(kernel, "backward", bound, {**still, **rows}, BLOCK)
 

@@ -19,6 +19,7 @@ from throughtime.loop.native.ids import check_ids, find_lookups
 from throughtime.loop.native.jit import CompiledModule, compile_module
 from throughtime.loop.native.lower import Lowered, lower
 from throughtime.loop.native.program import Buffer, Program
+from throughtime.loop.native.room import Empty, fresh
 from throughtime.loop.native.sums import own_sums
 from throughtime.loop.native.target import Target, host_target
 from throughtime.loop.native.views import feature_shape
@@ -52,6 +53,7 @@ class NativeKernel:
         xs: Sequence[Tensor],
         seed: int | None = None,
         user_rows: np.ndarray | None = None,
+        empty: Empty = fresh,
     ) -> Bound:
         """Tensors in the order of the plan's inputs -> what a program reads. Runs what is done once per call."""
         env = {i.name: tensor.detach() for i, tensor in zip(self.plan.of_kind("const"), consts)}
@@ -60,7 +62,7 @@ class NativeKernel:
         row_consts = {f"row_consts:{k}": self._as_numbers(tensor) for k, tensor in enumerate(rows)}
         located = {f"xs:{k}": Located(self._as_numbers(tensor)) for k, tensor in enumerate(xs)}
         check_ids(self.lookups, self.plan.of_kind("xs"), xs, env)
-        return Bound(batch, env, located, row_consts, seed, user_rows)
+        return Bound(batch, env, located, row_consts, seed, user_rows, empty)
 
     def runs_as_one(self, direction: str, batch: Batch) -> bool:
         """Whether what is free of the states runs within the steps; with few rows it runs over all pairs of a chunk."""
@@ -148,10 +150,10 @@ class NativeKernel:
         programs = (self.program(direction), *self.lowered.staged.get(direction, ()))
         return {name: buffer for program in programs for name, buffer in program.buffers.items()}
 
-    def empty(self, direction: str, prefixes: tuple[str, ...], count: int) -> dict[str, Tensor]:
+    def empty(self, direction: str, prefixes: tuple[str, ...], count: int, new: Empty = fresh) -> dict[str, Tensor]:
         """Buffers of a direction with `count` entries each."""
         wanted = {name: b for name, b in self.buffers(direction).items() if name.startswith(prefixes)}
-        return {name: torch.empty(count, b.width, dtype=self.lowered.dtype(b)) for name, b in wanted.items()}
+        return {name: new((count, b.width), self.lowered.dtype(b)) for name, b in wanted.items()}
 
     @cached_property
     def traces(self) -> dict[int, str]:

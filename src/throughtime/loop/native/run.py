@@ -70,7 +70,7 @@ class Walker:
         """With room for any steps that may come, so that none is made anew while the one before is in use."""
         if buffer.name not in self.local:
             dtype = self.kernel.lowered.dtype(buffer)
-            self.local[buffer.name] = torch.empty(self.room, buffer.width, dtype=dtype)
+            self.local[buffer.name] = self.bound.empty((self.room, buffer.width), dtype)
         return self.local[buffer.name]
 
     def packed(self, name: str, k: int, n: int) -> Tensor:
@@ -78,7 +78,7 @@ class Walker:
         if name not in self._packed:
             kernel = self.kernel
             weight = self.bound.consts[name].detach().to(kernel.lowered.element)
-            out = torch.empty(packed_size(k, n, kernel.target, kernel.element), dtype=weight.dtype)
+            out = self.bound.empty((packed_size(k, n, kernel.target, kernel.element),), weight.dtype)
             pack = _packer(kernel.library, "f64" if weight.dtype == torch.float64 else "f32")
             pack(k, n, weight.data_ptr(), weight.stride(0), weight.stride(1), out.data_ptr())
             self._packed[name] = out
@@ -134,7 +134,7 @@ class _Run:
                 const = walker.bound.consts[name.removeprefix("const:")].detach()
                 self._point(name, const.to(lowered.dtype(buffer)).contiguous())
             elif buffer.kind == "block":
-                self._point(name, torch.empty(self._scratch_rows(), buffer.width, dtype=lowered.dtype(buffer)))
+                self._point(name, walker.bound.empty((self._scratch_rows(), buffer.width), lowered.dtype(buffer)))
             elif buffer.kind == "row":
                 self._point(name, rows[name])
         for name, (k, n) in self.program.weights.items():

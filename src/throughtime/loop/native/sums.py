@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from throughtime.capture.graph import Node
-from throughtime.loop.native.batch import Batch, Located
+from throughtime.loop.native.batch import Batch, Bound, Located
 from throughtime.loop.native.emit import Contraction
 from throughtime.loop.native.gemm import outer_scratch
 from throughtime.loop.native.lower import Reduction
@@ -72,15 +72,15 @@ def _both(items: Sequence) -> tuple:
 class Sums:
     """The totals of one backward pass."""
 
-    def __init__(self, kernel: "NativeKernel", threads: int) -> None:
-        self.kernel, self.threads = kernel, threads
+    def __init__(self, kernel: "NativeKernel", bound: Bound) -> None:
+        self.kernel, self.threads = kernel, bound.batch.threads
         dtype = kernel.lowered.element
         self.reductions = kernel.lowered.reductions
         self.own = {s.reduction.node.name: s for s in kernel.own_sums}
         self.partial = {r.node.name: torch.zeros(self._partial_shape(r), dtype=dtype) for r in self.reductions}
         self.totals = {r.node.name: torch.zeros(feature_shape(r.node.shape), dtype=dtype) for r in self.reductions}
         self.worker = kernel.code("contractions").address("worker") if self.own else 0
-        self.scratch = torch.empty(outer_scratch(kernel.target, kernel.element) * threads, dtype=dtype)
+        self.scratch = bound.empty((outer_scratch(kernel.target, kernel.element) * self.threads,), dtype)
 
     def _partial_shape(self, reduction: Reduction) -> tuple[int, ...]:
         own = self.own.get(reduction.node.name)

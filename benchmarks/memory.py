@@ -7,47 +7,25 @@ processor's, of one thread and of the writing thread of a spill: other processes
 
 import argparse
 import json
-import os
-import random
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
+from memory_settings import measure_budget
+from resident import MB, Peak, fresh
+from rich.console import Console
+from rich.progress import track
+from rich.table import Column, Table
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from throughtime import Budget, Recompute, SaveAll, Spill, dynamic_rnn, static_rnn, unroll_loss
-from throughtime._autograd import _Loop
-from throughtime.loop.native.kernel import Batch
+from throughtime import Recompute, SaveAll, Spill, dynamic_rnn, static_rnn, unroll_loss
 
 FEATURES, UNITS = 64, 128
-MB = 1e6
 RESULTS = Path(__file__).parents[1] / "docs" / "images"
 POLICIES = {"SaveAll": SaveAll(), "Recompute": Recompute(), "Spill": Spill()}
-
-
-def resident(line: str = "VmRSS") -> float:
-    """Bytes, by the operating system's count."""
-    text = Path("/proc/self/status").read_text()
-    return 1024.0 * int(text.split(f"{line}:")[1].split()[0])
-
-
-class Peak:
-    """`with Peak() as peak: ...`: seconds of the processor, and bytes above what was resident before."""
-
-    def __enter__(self) -> "Peak":
-        Path("/proc/self/clear_refs").write_text("5")
-        self.before, self.began = resident(), time.process_time()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds = time.process_time() - self.began
-        self.bytes = resident("VmHWM") - self.before
 
 
 def squared(output: Tensor, target: Tensor) -> Tensor:
@@ -122,67 +100,7 @@ def _in_checkpoints(lstm: nn.LSTM, x: Tensor) -> Tensor:
     return torch.cat(outputs, 1)
 
 
-def measure_budget(seed: int) -> dict:
-    """A random setting: predicted and measured, beside inputs, outputs and their gradients."""
-    draw = random.Random(seed)
-    units, rows, steps = draw.choice([32, 64, 128, 256]), draw.choice([1, 2, 8, 32]), draw.choice([300, 1000, 3000])
-    lengths = sorted((draw.randint(steps // 2, steps) for _ in range(rows)), reverse=True)
-    lengths[0] = steps
-    cell = nn.LSTMCell(FEATURES, units) if draw.random() < 0.5 else nn.GRUCell(FEATURES, units)
-    x = torch.randn(sum(lengths), FEATURES)
-    counts = torch.tensor([sum(n > t for n in lengths) for t in range(steps)])
-    warm = torch.randn(rows * 64, FEATURES)
-    seen: list = []
-    _watch(seen)
-
-    def run(data: Tensor, sizes: Tensor, memory: object) -> None:
-        packed = torch.nn.utils.rnn.PackedSequence(data, sizes)
-        outputs, _ = dynamic_rnn(cell, packed, backend="native", memory=memory)  # type: ignore[arg-type]
-        outputs.data.backward(torch.ones_like(outputs.data))  # outputs and their gradient: both are taken off
-
-    run(warm, torch.full((64,), rows), SaveAll())
-    run(warm, torch.full((64,), rows), Recompute(32))
-    kernel, _, chunk = seen[-1]
-    most = kernel.schedule(SaveAll(), batch_of(lengths), chunk).peak
-    least = min(kernel.schedule(p, batch_of(lengths), chunk).peak for p in (SaveAll(), Recompute(32), Spill()))
-    limit = int(least + draw.random() * max(0, most - least) * draw.choice([0.1, 0.5, 1.1]) + 1)
-    cell.zero_grad()
-    with Peak() as peak:
-        run(x, counts, Budget(limit))
-    schedule = kernel.schedule(Budget(limit), batch_of(lengths), chunk)
-    measured = peak.bytes - 2 * len(x) * units * 4
-    return {
-        "setting": f"{type(cell).__name__} {units}, B {rows}, T {steps}", "policy": str(schedule.policy),
-        "limit": limit, "predicted": schedule.peak, "measured": measured,
-    }  # fmt: skip
-
-
-def batch_of(lengths: list[int]) -> Batch:
-    return Batch.of(np.array(lengths), torch.get_num_threads())
-
-
-def _watch(seen: list) -> None:
-    """Note the kernels that run."""
-    forward = _Loop.forward
-
-    def noting(ctx: object, call: object, *rest: object) -> object:
-        seen.append((call.kernel, call.batch, call.chunk))  # type: ignore[attr-defined]
-        return forward(ctx, call, *rest)
-
-    _Loop.forward = staticmethod(noting)  # type: ignore[method-assign]
-
-
 # --- what each shows
-
-
-def fresh(name: str, *arguments: object) -> dict:
-    """The measurement in a process of its own."""
-    command = [sys.executable, __file__, "--measure", name, json.dumps(arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise SystemExit(f"{name} {arguments} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def million(quick: bool) -> None:
@@ -191,7 +109,7 @@ def million(quick: bool) -> None:
 
         def one(count: int, policy: str, dtype: str = "float32") -> tuple[dict, list[Tensor]]:
             path = f"{folder}/{count}-{policy}-{dtype}.pt"
-            return fresh("loss", count, policy, dtype, path), torch.load(path)
+            return fresh(__file__, "loss", count, policy, dtype, path), torch.load(path)
 
         short, wanted = one(10_000, "SaveAll")
         _, bits = one(10_000, "Recompute")
@@ -211,18 +129,29 @@ def million(quick: bool) -> None:
 
 
 def budget(quick: bool) -> None:
-    outside = 0
-    for seed in range(6 if quick else 30):
-        r = fresh("budget", seed)
-        near = abs(r["measured"] - r["predicted"]) <= max(0.1 * r["predicted"], 4 * MB)
-        below = r["measured"] <= 1.05 * r["limit"] + 0
-        outside += not near
-        print(
-            f"{r['setting']:32} {r['policy']:24} limit {r['limit'] / MB:8.2f} predicted {r['predicted'] / MB:8.2f} "
-            f"measured {r['measured'] / MB:8.2f}{'' if near else '  FAR'}{'' if below else '  ABOVE'}",
-            flush=True,
-        )
-    print("outside 10 % and 4 MB:", outside)
+    """Random settings: how far the peak is from the prediction, and from the budget."""
+    table = Table("setting", "the budget chooses", *(Column(name, justify="right") for name in BUDGET_COLUMNS))
+    found = [fresh(__file__, "budget", seed) for seed in track(range(6 if quick else 30), "measuring")]
+    for r in found:
+        numbers = [f"{r[name] / MB:.2f}" for name in ("limit", "predicted", "measured")]
+        table.add_row(r["setting"], r["policy"], *numbers, f"{(r['measured'] - r['predicted']) / MB:+.2f}", _fault(r))
+    Console(width=140).print(table)
+    worst = max(r["measured"] / r["limit"] for r in found)
+    print(
+        f"{len(found)} settings, outside 10 % or 4 MB of the prediction: {sum(not _is_near(r) for r in found)}; "
+        f"more than 5 % above the budget: {sum(r['measured'] > 1.05 * r['limit'] for r in found)} (most: {worst:.3f} of it)"
+    )
+
+
+BUDGET_COLUMNS = ("budget MB", "predicted MB", "measured MB", "difference", "")
+
+
+def _is_near(r: dict) -> bool:
+    return abs(r["measured"] - r["predicted"]) <= max(0.1 * r["predicted"], 4 * MB)
+
+
+def _fault(r: dict) -> str:
+    return "above" if r["measured"] > 1.05 * r["limit"] else "" if _is_near(r) else "far"
 
 
 def curve(quick: bool) -> None:
@@ -234,7 +163,7 @@ def curve(quick: bool) -> None:
             if steps > most.get(rival, 10**9):
                 continue
             one = ("loss", steps, "Recompute", "float32", "") if rival == "unroll_loss" else ("curve", steps, rival)
-            r = fresh(*one)
+            r = fresh(__file__, *one)
             rows.append({"rival": rival, "steps": steps, **r})
             print(
                 f"{rival:12} T {steps:9,} {r['seconds'] / steps * 1e6:8.1f} us a step {r['bytes'] / MB:9.1f} MB",
@@ -272,8 +201,10 @@ def draw(rows: list[dict]) -> None:
 
 
 MEASUREMENTS: dict[str, Callable[..., dict]] = {
-    "loss": measure_loss, "curve": measure_curve, "budget": measure_budget,
-}  # fmt: skip
+    "loss": measure_loss,
+    "curve": measure_curve,
+    "budget": measure_budget,
+}
 
 
 def main() -> None:

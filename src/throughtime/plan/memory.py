@@ -20,21 +20,36 @@ and Walther 2000 (levels of marks).
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from throughtime._errors import MemoryPolicyError
 
-__all__ = ["BLOCK", "Action", "Budget", "Costs", "MemoryPolicy", "Recompute", "SaveAll", "Schedule", "Spill", "choose"]
+__all__ = [
+    "BLOCK",
+    "Action",
+    "Budget",
+    "Costs",
+    "MemoryPolicy",
+    "Recompute",
+    "SaveAll",
+    "Schedule",
+    "Spill",
+    "Work",
+    "choose",
+]
 
 BLOCK = 32
 """Segments begin at multiples of this many steps: the blocks in which weight gradients are summed."""
 MOST_MARKS = 4096
 SEGMENT_BYTES = 8 << 20
 """Residuals that one write or read of a spill moves."""
+OBJECT_BYTES = 2000
+"""Of a segment, beside its arrays: what holds the tensors of its mark, and its lines of the schedule."""
 
 
 @dataclass(frozen=True)
@@ -120,12 +135,17 @@ class Action:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What to do in the forward pass and in the backward pass; the predicted peak of what they allocate, in bytes."""
+    """What to do in the forward pass and in the backward pass. predict: how many bytes they allocate at most."""
 
     policy: MemoryPolicy
     forward: tuple[Action, ...]
     backward: tuple[Action, ...]
-    peak: int
+    predict: Callable[[], int] = field(compare=False, repr=False)
+
+    @cached_property
+    def peak(self) -> int:
+        """The predicted peak. Only a budget and a reader ask for it."""
+        return self.predict()
 
     @property
     def runs_again(self) -> bool:
@@ -150,10 +170,8 @@ class Costs:
     """The state of one row."""
     pair_flops: int
     """Floating-point operations of the forward step, for one pair."""
-    forward_bytes: int = 0
-    """What a forward pass works with, however many steps there are: a chunk's buffers and packed weights."""
-    backward_bytes: int = 0
-    """The same of a backward pass, with the sums for the weights' gradients."""
+    work: Callable[[int], "Work"]
+    """In segments of so many steps."""
 
     @property
     def steps(self) -> int:
@@ -169,12 +187,25 @@ class Costs:
         return self.pairs(start, stop) * (self.pair_bytes + self.output_bytes)
 
     def mark(self, t: int) -> int:
-        return int(self.active[t]) * self.row_bytes
+        return int(self.active[t]) * self.row_bytes + OBJECT_BYTES
+
+
+class Work(NamedTuple):
+    """Bytes that passes work with, however many steps there are: always, in one forwards, and in one backwards."""
+
+    always: int
+    forward: int
+    backward: int
 
     @property
     def one_pass(self) -> int:
-        """What one pass works with at most, when they run one after the other."""
-        return max(self.forward_bytes, self.backward_bytes)
+        """At most, when they run one after the other."""
+        return self.always + max(self.forward, self.backward)
+
+    @property
+    def both(self) -> int:
+        """When steps run again within the backward pass."""
+        return self.always + self.forward + self.backward
 
 
 def choose(policy: MemoryPolicy, costs: Costs) -> Schedule:
@@ -192,24 +223,27 @@ def _save_all(policy: SaveAll, costs: Costs) -> Schedule:
     end = costs.steps
     forward = (Action("run", 0, end, keep=True),)
     backward = (Action("back", 0, end), Action("free", 0, end))
-    return Schedule(policy, forward, backward, costs.residuals(0, end) + costs.one_pass)
+    return Schedule(policy, forward, backward, lambda: costs.residuals(0, end) + costs.work(end).one_pass)
 
 
 def _recompute(policy: Recompute, costs: Costs) -> Schedule:
     every = _whole_blocks(policy.every or math.isqrt(max(costs.steps - 1, 0)) + 1)
     segments = _segments(0, costs.steps, every)
+    levels = [segments]
     if len(segments) <= MOST_MARKS:
-        forward = [a for s in segments for a in (Action("mark", s[0]), Action("run", *s))]
         backward = [a for s in reversed(segments) for a in _again(s)]
-        marks = sum(costs.mark(start) for start, _ in segments)
     else:
-        wide = _segments(0, costs.steps, every * (math.isqrt(len(segments)) + 1))
-        forward = [a for s in wide for a in (Action("mark", s[0]), Action("run", *s))]
-        backward = [a for s in reversed(wide) for a in _again_in_parts(s, every)]
-        within = max(sum(costs.mark(start) for start, _ in _segments(*s, every)) for s in wide)
-        marks = sum(costs.mark(start) for start, _ in wide) + within
-    peak = marks + max((costs.again(*s) for s in segments), default=0) + costs.forward_bytes + costs.backward_bytes
-    return Schedule(policy, tuple(forward), tuple(backward), peak)
+        levels = [_segments(0, costs.steps, every * (math.isqrt(len(segments)) + 1)), segments]
+        backward = [a for s in reversed(levels[0]) for a in _again_in_parts(s, every)]
+    forward = [a for s in levels[0] for a in (Action("mark", s[0]), Action("run", *s))]
+
+    def predict() -> int:
+        work, marks = costs.work(every), sum(costs.mark(start) for start, _ in levels[0])
+        if len(levels) > 1:
+            marks += work.forward + max(sum(costs.mark(t) for t, _ in _segments(*s, every)) for s in levels[0])
+        return marks + max((costs.again(*s) for s in segments), default=0) + work.both
+
+    return Schedule(policy, tuple(forward), tuple(backward), predict)
 
 
 def _again(segment: tuple[int, int]) -> list[Action]:
@@ -231,9 +265,13 @@ def _spill(policy: Spill, costs: Costs) -> Schedule:
     segments = _segments(0, costs.steps, every)
     forward = [a for s in segments for a in (Action("mark", s[0]), Action("run", *s, keep=True), Action("save", *s))]
     backward = [a for s in reversed(segments) for a in (Action("load", *s), Action("back", *s), Action("free", *s))]
-    marks = sum(costs.mark(start) for start, _ in segments)
-    two = 2 * max((costs.residuals(*s) for s in segments), default=0)
-    return Schedule(policy, tuple(forward), tuple(backward), marks + two + costs.one_pass)
+
+    def predict() -> int:
+        marks = sum(costs.mark(start) for start, _ in segments)
+        two = 2 * max((costs.residuals(*s) for s in segments), default=0)
+        return marks + two + costs.work(every).one_pass
+
+    return Schedule(policy, tuple(forward), tuple(backward), predict)
 
 
 def _within(policy: Budget, costs: Costs) -> Schedule:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -70,15 +71,18 @@ class Batch:
         low, high = int(self.offsets[start]), int(self.offsets[stop])
         return _even(low, high, max(1, min(self.threads, high - low)))
 
-    def most_rows(self, few: bool) -> int:
-        """Of a step whose rows are few, or are not; 0 where there is no such step."""
-        are_few = self.active < FEW_ROWS * np.minimum(self.threads, self.active)
-        return int(self.active[are_few == few].max(initial=0))
+    @cached_property
+    def row_counts(self) -> np.ndarray:
+        """The numbers of rows that steps have, each once."""
+        return self.active[np.diff(self.active, append=0) != 0]
 
-    def most_pairs(self, chunk: int, rows: int | None = None) -> int:
-        """The most pairs that a window can have, or one that begins with so many rows."""
-        rows = int(self.active.max(initial=0)) if rows is None else rows
-        return min(self.pairs, max(PAIRS_PER_CALL, chunk * rows))
+    def most_pairs(self, chunk: int, few: bool | None = None, within: int | None = None) -> int:
+        """The most pairs of a window: of those with few rows, or with many; in ranges of so many steps."""
+        rows = self.row_counts
+        if few is not None:
+            rows = rows[(rows < FEW_ROWS * np.minimum(self.threads, rows)) == few]
+        steps = np.minimum(np.maximum(1, PAIRS_PER_CALL // rows // chunk) * chunk, within or self.steps)
+        return min(self.pairs, int((rows * steps).max(initial=0)))
 
     def windows(self, chunk: int, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
         """Ranges of steps, each of one chunk or, with few rows, of several, so that calls stay rare."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from throughtime.loop.native.batch import Batch
 from throughtime.loop.native.emit import PAIRS_AT_ONCE
 from throughtime.loop.native.gemm import outer_scratch, packed_size
-from throughtime.loop.native.program import Buffer, Program
+from throughtime.loop.native.program import Buffer
 from throughtime.loop.native.views import feature_shape
-from throughtime.plan.memory import BLOCK, Costs
+from throughtime.plan.memory import BLOCK, Costs, Work
 from throughtime.plan.operators import VIEWS
 
 if TYPE_CHECKING:
@@ -35,17 +35,15 @@ def costs_of(kernel: "NativeKernel", batch: Batch, chunk: int) -> Costs:
     outputs = sum(b.width for name, b in kernel.buffers("training").items() if name.startswith("ys:"))
     state = sum(math.prod(feature_shape(carry.shape)) for carry in kernel.plan.of_kind("carry"))
     flops = 2 * sum(k * n for k, n in kernel.program("training").weights.values())
-    call = ROW_COPIES * int(batch.active.max(initial=0)) * state * size + batch.steps * STEP_BYTES + _once(kernel)
-    return Costs(
-        batch.offsets,
-        batch.active,
-        kernel.residual_bytes,
-        outputs * size,
-        state * size,
-        flops,
-        _work(kernel, "training", batch, chunk) + call,
-        _work(kernel, "backward", batch, BLOCK) + _sums(kernel, batch.threads) + call,
-    )
+    rows = ROW_COPIES * int(batch.active.max(initial=0)) * state * size
+    always = rows + batch.steps * STEP_BYTES + _once(kernel)
+
+    def work(within: int) -> Work:
+        forward, backward = (_Pass(kernel, d, batch, c, within) for d, c in (("training", chunk), ("backward", BLOCK)))
+        noise = max(forward.noise_bytes, backward.noise_bytes)
+        return Work(always + noise, forward.bytes, backward.bytes + _sums(kernel, batch.threads))
+
+    return Costs(batch.offsets, batch.active, kernel.residual_bytes, outputs * size, state * size, flops, work)
 
 
 def _once(kernel: "NativeKernel") -> int:
@@ -54,52 +52,50 @@ def _once(kernel: "NativeKernel") -> int:
     return sum(math.prod(int(n) for n in node.shape) * node.dtype.itemsize for node in made)
 
 
-def _work(kernel: "NativeKernel", direction: str, batch: Batch, chunk: int) -> int:
-    """Buffers of a chunk and packed weights."""
-    forms = _forms(kernel, direction, batch)
-    programs = [program for form, _ in forms for program in form]
-    weights = {name: shape for program in programs for name, shape in program.weights.items()}
-    packed = sum(packed_size(k, n, kernel.target, kernel.element) for k, n in weights.values())
-    scratch = sum(
-        b.width * (PAIRS_AT_ONCE * batch.threads if program.over == "pairs" else len(batch.lengths))
-        for program in programs
-        for b in program.buffers.values()
-        if b.kind == "block"
-    )
-    room = _room(forms, batch, chunk)
-    local = sum(count * b.width * kernel.lowered.dtype(b).itemsize for b, count in room.values())
-    return local + _noise(kernel, room) + (packed + scratch) * kernel.lowered.element.itemsize
+class _Pass:
+    """What a direction works with, in ranges of so many steps."""
 
+    def __init__(self, kernel: "NativeKernel", direction: str, batch: Batch, chunk: int, within: int) -> None:
+        self.kernel, self.batch = kernel, batch
+        whole, staged = (kernel.program(direction),), kernel.lowered.staged.get(direction)
+        forms = {None: whole} if staged is None else {False: whole, True: staged}
+        most = {few: batch.most_pairs(chunk, few, within) for few in forms}
+        self.programs = [program for few, form in forms.items() if most[few] for program in form]
+        self.room: dict[str, tuple[Buffer, int]] = {}
+        """Buffers of a chunk, each with the entries that are used of it."""
+        for few, form in forms.items():
+            for buffer in (b for program in form for b in program.buffers.values() if b.local):
+                before = self.room[buffer.name][1] if buffer.name in self.room else 0
+                self.room[buffer.name] = buffer, max(before, most[few])
 
-def _forms(kernel: "NativeKernel", direction: str, batch: Batch) -> list[tuple[tuple[Program, ...], int]]:
-    """The forms of the direction that this batch runs, each with the most rows that it runs with."""
-    whole, staged = (kernel.program(direction),), kernel.lowered.staged.get(direction)
-    if staged is None:
-        return [(whole, int(batch.active.max(initial=0)))]
-    forms = [(whole, batch.most_rows(few=False)), (staged, batch.most_rows(few=True))]
-    return [(form, rows) for form, rows in forms if rows]
+    @property
+    def bytes(self) -> int:
+        """Of the buffers of a chunk, packed weights and scratch."""
+        kernel = self.kernel
+        weights = {name: shape for program in self.programs for name, shape in program.weights.items()}
+        packed = sum(packed_size(k, n, kernel.target, kernel.element) for k, n in weights.values())
+        local = sum(count * b.width * kernel.lowered.dtype(b).itemsize for b, count in self.room.values())
+        return local + (packed + self._scratch()) * kernel.lowered.element.itemsize
 
+    def _scratch(self) -> int:
+        by_pairs, by_rows = PAIRS_AT_ONCE * self.batch.threads, len(self.batch.lengths)
+        return sum(
+            b.width * (by_pairs if program.over == "pairs" else by_rows)
+            for program in self.programs
+            for b in program.buffers.values()
+            if b.kind == "block"
+        )
 
-def _room(forms: list[tuple[tuple[Program, ...], int]], batch: Batch, chunk: int) -> dict[str, tuple[Buffer, int]]:
-    """Buffers of a chunk, each with the entries that are used of it."""
-    used: dict[str, tuple[Buffer, int]] = {}
-    for form, rows in forms:
-        count = batch.most_pairs(chunk, rows)
-        for buffer in (b for program in form for b in program.buffers.values() if b.local):
-            before = used[buffer.name][1] if buffer.name in used else 0
-            used[buffer.name] = buffer, max(before, count)
-    return used
-
-
-def _noise(kernel: "NativeKernel", room: dict[str, tuple[Buffer, int]]) -> int:
-    """What drawing takes, one buffer after the other."""
-    taken = [0]
-    for k, noise in enumerate(kernel.plan.of_kind("noise")):
-        if f"noise:{k}" in room:
-            buffer, count = room[f"noise:{k}"]
-            number = NORMAL_BYTES if noise.distribution == "normal" else UNIFORM_BYTES
-            taken.append(count * (buffer.width * number + NOISE_PAIR_BYTES))
-    return max(taken)
+    @property
+    def noise_bytes(self) -> int:
+        """What drawing takes, one buffer after the other."""
+        taken = [0]
+        for k, noise in enumerate(self.kernel.plan.of_kind("noise")):
+            if f"noise:{k}" in self.room:
+                buffer, count = self.room[f"noise:{k}"]
+                number = NORMAL_BYTES if noise.distribution == "normal" else UNIFORM_BYTES
+                taken.append(count * (buffer.width * number + NOISE_PAIR_BYTES))
+        return max(taken)
 
 
 def _sums(kernel: "NativeKernel", threads: int) -> int:

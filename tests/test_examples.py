@@ -44,6 +44,11 @@ def test_example_is_short(script: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_python_blocks_of_a_page_run(page: Path) -> None:
     """In order, as one program. TensorFlow's code, and what is meant to fail, stands in blocks of other names."""
+    run_blocks(page)
+
+
+def run_blocks(page: Path) -> dict:
+    """What the blocks of a page leave behind."""
     text = page.read_text()
     namespace: dict = {"__name__": page.stem}
     with warnings.catch_warnings():
@@ -51,6 +56,7 @@ def test_python_blocks_of_a_page_run(page: Path) -> None:
         for block in BLOCK.finditer(text):
             line = text.count("\n", 0, block.start(1))
             exec(compile("\n" * line + block[1], str(page), "exec"), namespace)
+    return namespace
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
@@ -60,14 +66,24 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
 
 
 def test_the_plan_on_the_page_is_the_plan(request: pytest.FixtureRequest) -> None:
-    """`pytest --update-golden` writes it anew."""
-    page = ROOT / "docs" / "how-it-works.md"
-    text = page.read_text()
-    block = re.search(r"^```plan\n(.*?)\n```$", text, re.MULTILINE | re.DOTALL)
-    assert block is not None
     cell = throughtime.BasicLSTMCell(4, input_size=3)
     plan = str(make_plan(trace_step(cell, torch.zeros(2, 3), cell.initial_state(2)).pair))
+    assert_shown(request, ROOT / "docs" / "how-it-works.md", "plan", plan)
+
+
+def test_the_page_of_explain_is_what_it_prints(request: pytest.FixtureRequest) -> None:
+    """But for what depends on the machine."""
+    readme = ROOT / "README.md"
+    assert_shown(request, readme, "page", str(run_blocks(readme)["page"]), r"for \w+, vectors.*|at most at once.*")
+
+
+def assert_shown(request: pytest.FixtureRequest, page: Path, kind: str, want: str, but_for: str = "(?!)") -> None:
+    """The page's block of that kind holds the text. `pytest --update-golden` writes it anew."""
+    text = page.read_text()
+    block = re.search(rf"^```{kind}\n(.*?)\n```$", text, re.MULTILINE | re.DOTALL)
+    assert block is not None
     if request.config.getoption("--update-golden"):
-        page.write_text(text[: block.start(1)] + plan + text[block.end(1) :])
+        page.write_text(text[: block.start(1)] + want + text[block.end(1) :])
     else:
-        assert block[1] == plan, f"{page.name} shows another plan; write it anew: pytest --update-golden"
+        shown, made = (re.sub(but_for, "", part) for part in (block[1], want))
+        assert shown == made, f"{page.name} shows another {kind}; write it anew: pytest --update-golden"

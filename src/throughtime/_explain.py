@@ -52,9 +52,10 @@ class StageReport:
 
     @property
     def why(self) -> str:
+        before, awaited = ("before", "state") if self.direction == "forward" else ("after", "gradient of a state")
         if self.kind == "loop":
-            return f"step by step, because each needs {_listed(self.carries)} of the step before"
-        return "many steps at once, because it needs no state that is still to come"
+            return f"step by step, because each needs {_listed(self.carries)} of the step {before}"
+        return f"many steps at once, because it needs no {awaited} that is still to come"
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,8 @@ def random_call(random: Random) -> Call:
     steps = random.randint(1, MOST_STEPS)
     lengths = [random.choice([steps, random.randint(0, steps)]) for _ in range(random.randint(1, MOST_ROWS))]
     given = {name for name in ("initial_state", "reset", "reset_state") if random.random() < 0.4}
+    if all(leaf.below is not None for leaf in leaves(cell.recipe.xs)):
+        given.add("initial_state")  # whole numbers do not say of which type the state is
     if "reset" not in given:
         given.discard("reset_state")
     wanted = random.choice(["all", "all", "outputs", "state"])

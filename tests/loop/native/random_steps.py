@@ -5,6 +5,7 @@ The step is run on a few rows while it is written, so every choice sees the shap
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from random import Random
 from typing import Any
 
@@ -245,7 +246,7 @@ class StepWriter:
         self.add("layer_norm", norm, i)
 
     def _group_norm(self) -> None:
-        if (i := self.pick(lambda s: len(s) > 0 and s[0] % 2 == 0)) is None:
+        if (i := self.pick(lambda s: len(s) > 0 and s[0] % 2 == 0 and prod(s) > 2)) is None:
             return
         w, b = self.tensor(self.shape(i)[0]), self.tensor(self.shape(i)[0])
         self.add("group_norm", lambda t, x: F.group_norm(x, 2, t[w], t[b], eps=0.1), i)
@@ -351,7 +352,8 @@ class StepWriter:
         if (i := self.pick()) is None or (j := self._other(i)) is None or (k := self._other(i)) is None:
             return
         form = self.random.choice(["addcmul", "where", "lerp"])
-        if torch.broadcast_shapes(*(self.shape(v) for v in (i, j, k))).numel() > MOST_FEATURES:
+        sizes = [set(sizes) - {1} for sizes in zip(*(self.shape(v) for v in (i, j, k)))]
+        if any(len(s) > 1 for s in sizes) or prod(max(s, default=1) for s in sizes) > MOST_FEATURES:
             return
         if form == "addcmul":
             self.add(form, lambda _, a, b, c: torch.addcmul(a, b, c, value=0.5), i, j, k)

@@ -1,6 +1,6 @@
 """Steps of few operators: the native backend gives what the plain loop gives, outputs and all gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -20,20 +20,33 @@ both_types = pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda d: str(d).r
 Step = Callable[..., tuple[Nested, Nested]]
 
 
-def results(step: Step, tensors: list[Tensor], xs: Nested, backend: Backend, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Outputs, states and gradients by name. The step is called with x, h and the tensors."""
+class Cell:
+    """Calls the step with x, h, the row consts if there are any, and the tensors."""
+
+    def __init__(self, step: Step, tensors: list[Tensor], memory: list[Tensor]) -> None:
+        self.step, self.tensors, self.memory = step, tensors, memory
+
+    def row_consts(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+        return tuple(self.memory)
+
+    def __call__(self, x: Nested, h: Tensor, row_consts: tuple[Tensor, ...] = ()) -> tuple[Nested, Nested]:
+        return self.step(x, h, *row_consts, *self.tensors)
+
+
+def results(
+    step: Step, tensors: list[Tensor], xs: Nested, memory: Sequence[Tensor], backend: Backend, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Outputs, states and gradients by name."""
 
     def typed(tensor: Tensor) -> Tensor:
         return tensor.to(dtype).requires_grad_() if tensor.is_floating_point() else tensor
 
-    closed = [typed(t.clone()) for t in tensors]
+    cell = Cell(step, *([typed(t.clone()) for t in given] for given in (tensors, memory)))
     inputs, start = map_leaves(typed, xs), typed(numbers(ROWS, UNITS))
-    outputs, state = dynamic_rnn(
-        lambda x, h: step(x, h, *closed), inputs, LENGTHS, start, backend=backend, parallel_iterations=2
-    )
+    outputs, state = dynamic_rnn(cell, inputs, LENGTHS, start, backend=backend, parallel_iterations=2)
     made = dict(leaves_with_paths(outputs, "outputs") + leaves_with_paths(state, "state"))
-    sources = {f"tensor {i}": t for i, t in enumerate(closed)} | {f"input {i}": t for i, t in enumerate(leaves(inputs))}
-    sources = {name: t for name, t in {**sources, "start": start}.items() if t.requires_grad}
+    named = {"tensor": cell.tensors, "memory": cell.memory, "input": leaves(inputs), "start": [start]}
+    sources = {f"{kind} {i}": t for kind, given in named.items() for i, t in enumerate(given) if t.requires_grad}
     roots = [value for value in made.values() if value.requires_grad]
     cotangents = [numbers(*root.shape).to(dtype) for root in roots]
     found = torch.autograd.grad(roots, list(sources.values()), cotangents, allow_unused=True, materialize_grads=True)
@@ -48,8 +61,11 @@ def ids(below: int, *shape: int) -> Tensor:
     return torch.randint(below, shape, generator=torch.Generator().manual_seed(below))
 
 
-def check(step: Step, tensors: list[Tensor], xs: Nested, dtype: torch.dtype) -> None:
-    want, got = results(step, tensors, xs, "portable", torch.float64), results(step, tensors, xs, "native", dtype)
+def check(
+    step: Step, tensors: list[Tensor], xs: Nested, dtype: torch.dtype, memory: list[Tensor] | None = None
+) -> None:
+    want = results(step, tensors, xs, memory or [], "portable", torch.float64)
+    got = results(step, tensors, xs, memory or [], "native", dtype)
     assert got.keys() == want.keys()
     for name, expected in want.items():
         tolerance = TOLERANCES[dtype]
@@ -164,3 +180,76 @@ def test_an_id_that_names_no_entry(look_up: str, wrong: int) -> None:
     dynamic_rnn(step, inputs, [3, 0, 1, 2, 3], start, backend="native")
     with pytest.raises(IndexError, match=f"an id that looks up one of 7 entries lies between 0 and 6, got .*{wrong}"):
         dynamic_rnn(step, inputs, [6, 0, 1, 2, 3], start, backend="native")
+
+
+# --- work for once a row
+
+
+def attend(x: Tensor, h: Tensor, memory: Tensor, context: Tensor, name: Tensor, *tensors: Tensor) -> Any:
+    """Keys and their gradients are products of several vectors; `name` looks up a table for each row."""
+    to_keys, to_values, to_query, table = tensors
+    keys, values = torch.tanh(memory @ to_keys), memory @ to_values
+    query = h @ to_query + x + F.embedding(name, table) + context @ to_query
+    weights = torch.softmax((keys * query.unsqueeze(1)).sum(-1), -1)
+    h = torch.tanh((weights.unsqueeze(1) @ values).squeeze(1) + h)
+    return (h, keys.sum(1)), h
+
+
+def attention() -> tuple[list[Tensor], list[Tensor]]:
+    memory = [numbers(ROWS, 4, 3), numbers(ROWS, UNITS), ids(CLASSES, ROWS)]
+    return [numbers(3, UNITS), numbers(3, UNITS) / 2, numbers(UNITS, UNITS), numbers(CLASSES, UNITS)], memory
+
+
+@both_types
+def test_what_is_the_same_at_all_steps_of_a_row(dtype: torch.dtype) -> None:
+    tensors, memory = attention()
+    check(attend, tensors, numbers(ROWS, STEPS, UNITS), dtype, memory)
+
+
+def test_rows_without_a_step_are_not_looked_at() -> None:
+    tensors, memory = attention()
+    x = numbers(ROWS, STEPS, UNITS)
+    for gone in (float("nan"), 0.0):
+        memory[0][2], memory[1][2] = gone, gone
+        memory[2][2] = 0 if gone == 0.0 else 1 << 40
+        found = results(attend, tensors, x, memory, "native", torch.float32)
+        if gone != 0.0:
+            with_nan = found
+    for name, value in found.items():
+        assert torch.equal(with_nan[name], value), name
+    memory[2][1] = CLASSES
+    with pytest.raises(IndexError, match="an id that looks up one of 7 entries"):
+        results(attend, tensors, x, memory, "native", torch.float32)
+
+
+def test_a_row_has_the_same_bits_alone() -> None:
+    tensors, memory = ([t.float() if t.is_floating_point() else t for t in given] for given in attention())
+    x, start = numbers(ROWS, STEPS, UNITS).float(), numbers(ROWS, UNITS).float()
+    together, _ = dynamic_rnn(Cell(attend, tensors, memory), x, LENGTHS, start, backend="native")
+    for row in (0, 1, 3):
+        cell = Cell(attend, tensors, [m[row : row + 1] for m in memory])
+        alone, _ = dynamic_rnn(cell, x[row : row + 1], LENGTHS[row : row + 1], start[row : row + 1], backend="native")
+        assert all(torch.equal(a[0], b[row]) for a, b in zip(alone, together))
+
+
+@both_types
+def test_weights_of_several_vectors_a_row(dtype: torch.dtype) -> None:
+    def step(x: Tensor, h: Tensor, w: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        heads = torch.tanh(h.unflatten(1, (2, 3)) @ w)
+        h = torch.tanh((heads.transpose(1, 2) @ u).flatten(1).sum(1, keepdim=True) + x)
+        return heads, h
+
+    check(step, [numbers(3, 9), numbers(2, 5)], numbers(ROWS, STEPS, UNITS), dtype)
+
+
+def test_no_gradient_comes_to_an_output_that_only_a_sum_reads() -> None:
+    """The gradient of the table sums the outputs' cotangent as it is."""
+    table, number = numbers(CLASSES, 9).requires_grad_(), ids(CLASSES, ROWS, STEPS)
+    x, h = numbers(ROWS, STEPS, UNITS), numbers(ROWS, UNITS).requires_grad_()
+
+    def step(x: Any, h: Tensor) -> tuple[Tensor, Tensor]:
+        return F.embedding(x[1], table), h + x[0]
+
+    _, state = dynamic_rnn(step, (x, number), None, h, backend="native")
+    (found,) = torch.autograd.grad(state.sum(), [table], allow_unused=True, materialize_grads=True)
+    assert not found.any()

@@ -6,6 +6,7 @@ Counted is every array that a pass makes, at its full size: with large arrays, w
 import math
 from typing import TYPE_CHECKING
 
+from throughtime.capture.graph import ROWS
 from throughtime.loop.native.batch import Batch
 from throughtime.loop.native.emit import PAIRS_AT_ONCE
 from throughtime.loop.native.gemm import outer_scratch, packed_size
@@ -36,7 +37,7 @@ def costs_of(kernel: "NativeKernel", batch: Batch, chunk: int) -> Costs:
     state = sum(math.prod(feature_shape(carry.shape)) for carry in kernel.plan.of_kind("carry"))
     flops = 2 * sum(k * n for k, n in kernel.program("training").weights.values())
     rows = ROW_COPIES * int(batch.active.max(initial=0)) * state * size
-    always = rows + batch.steps * STEP_BYTES + _once(kernel)
+    always = rows + batch.steps * STEP_BYTES + _once(kernel, len(batch.lengths))
 
     def work(within: int) -> Work:
         forward, backward = (_Pass(kernel, d, batch, c, within) for d, c in (("training", chunk), ("backward", BLOCK)))
@@ -46,10 +47,10 @@ def costs_of(kernel: "NativeKernel", batch: Batch, chunk: int) -> Costs:
     return Costs(batch.offsets, batch.active, kernel.residual_bytes, outputs * size, state * size, flops, work)
 
 
-def _once(kernel: "NativeKernel") -> int:
+def _once(kernel: "NativeKernel", rows: int) -> int:
     """What is computed once per call; views take no room."""
     made = (node for node in kernel.plan.once if node.op not in VIEWS)
-    return sum(math.prod(int(n) for n in node.shape) * node.dtype.itemsize for node in made)
+    return sum(math.prod(rows if n == ROWS else int(n) for n in node.shape) * node.dtype.itemsize for node in made)
 
 
 class _Pass:
@@ -100,6 +101,7 @@ class _Pass:
 
 def _sums(kernel: "NativeKernel", threads: int) -> int:
     """Partial sums and totals of what becomes the weights' gradients."""
-    entries = sum(math.prod(int(n) for n in reduction.node.shape) for reduction in kernel.lowered.reductions)
+    reductions = (*kernel.lowered.reductions, *kernel.lowered.row_reductions)
+    entries = sum(math.prod(int(n) for n in reduction.node.shape) for reduction in reductions)
     scratch = outer_scratch(kernel.target, kernel.element) * threads
     return (2 * entries + scratch) * kernel.lowered.element.itemsize

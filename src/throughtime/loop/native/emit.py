@@ -192,7 +192,10 @@ class _Places:
 
 @dataclass(frozen=True)
 class Contraction:
-    """sum over pairs of a[m]^T g[n], or of g[n] alone where m is 0. Offsets and strides count elements."""
+    """sum over pairs of a[m]^T g[n], or of g[n] alone where m is 0. Offsets and strides count elements.
+
+    vectors: of each pair, one after the other; the sum runs over them too.
+    """
 
     m: int
     n: int
@@ -200,6 +203,7 @@ class Contraction:
     lda: int
     g_offset: int
     ldg: int
+    vectors: int = 1
 
 
 def emit_contractions(contractions: Sequence[Contraction], element: ir.Type, target: Target, name: str) -> ir.Module:
@@ -229,7 +233,7 @@ def emit_contractions(contractions: Sequence[Contraction], element: ir.Type, tar
         columns = (e.integer(c.n), e.integer(0)) if by_rows else (size, low)
         rows = (size, low) if by_rows else (e.integer(c.m), e.integer(0))
         arguments = [
-            pairs,
+            e.mul(pairs, c.vectors),
             rows[0],
             columns[0],
             e.offset(a, rows[1], element),

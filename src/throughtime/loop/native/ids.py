@@ -1,15 +1,16 @@
 """LoopPlan -> the whole numbers that name entries, and the check that they name any.
 
-Machine code has no error to raise, so what is known before the steps is checked there: numbers that depend on inputs
-and consts only. What a step computes from its state is cut to the table, or names nothing.
+Machine code has no error to raise, so what is known before the steps is checked there: numbers that depend on consts
+and inputs, or on consts and row consts. What a step computes from its state is cut to the table, or names nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
-from throughtime.capture.graph import Input, Node
+from throughtime.capture.graph import ROWS, Node
 from throughtime.capture.interpret import run_node
 from throughtime.plan.loop_plan import LoopPlan
 
@@ -20,30 +21,38 @@ INDEX = 1
 LOOKUPS = frozenset(
     {"embedding", "gather", "scatter", "scatter_add", "index_select", "index_add", "index_copy"},
 )
-PAIRS_AT_ONCE = 1 << 16
+AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """An index of so many entries, and the nodes that compute it from inputs and consts."""
+    """An index of so many entries, and the nodes that compute it from what is known of pairs or of rows."""
 
     index: str
     entries: int
     nodes: tuple[Node, ...]
+    over: Literal["pairs", "rows"]
 
 
 def find_lookups(plan: LoopPlan) -> list[Lookup]:
     """Those whose index is known before the steps, each once."""
-    nodes = {node.name: node for stage in (*plan.forward, *plan.backward) for node in stage.nodes}
-    known = {value.name for value in (*plan.of_kind("const"), *plan.of_kind("xs"), *plan.once)}
-    found: dict[tuple[str, int], Lookup] = {}
-    for node in nodes.values():
+    of_rows = [node for node in plan.once if ROWS in node.shape]
+    consts = {value.name for value in (*plan.of_kind("const"), *plan.once)} - {node.name for node in of_rows}
+    staged = [node for stage in (*plan.forward, *plan.backward) for node in stage.nodes]
+    xs, row_consts = ({value.name for value in plan.of_kind(kind)} for kind in ("xs", "row_const"))
+    by_pair = _find(plan, staged, "pairs", consts | xs)
+    by_row = _find(plan, [*of_rows, *staged], "rows", consts | row_consts)
+    return list({(lookup.index, lookup.entries): lookup for lookup in (*by_row, *by_pair)}.values())
+
+
+def _find(plan: LoopPlan, nodes: Sequence[Node], over: Literal["pairs", "rows"], known: set[str]) -> Iterator[Lookup]:
+    by_name = {node.name: node for node in nodes}
+    for node in by_name.values():
         if node.op in LOOKUPS:
             index, entries = node.operands[INDEX], int(plan.shape_of(node.operands[0])[node.attributes.get("dim", 0)])
-            needed = _needed(index, nodes, known)
+            needed = _needed(index, by_name, known)
             if needed is not None:
-                found[index, entries] = Lookup(index, entries, tuple(n for n in nodes.values() if n.name in needed))
-    return list(found.values())
+                yield Lookup(index, entries, tuple(n for n in by_name.values() if n.name in needed), over)
 
 
 def _needed(name: str, nodes: Mapping[str, Node], known: set[str]) -> set[str] | None:
@@ -63,15 +72,16 @@ def _needed(name: str, nodes: Mapping[str, Node], known: set[str]) -> set[str] |
 
 
 def check_ids(
-    lookups: Sequence[Lookup], xs: Sequence[Input], tensors: Sequence[Tensor], consts: Mapping[str, Tensor]
+    lookups: Sequence[Lookup], pairs: Mapping[str, Tensor], rows: Mapping[str, Tensor], consts: Mapping[str, Tensor]
 ) -> None:
-    """xs, tensors: the inputs at all pairs. Raises IndexError."""
+    """pairs: inputs at all pairs. rows: row consts of the rows that have a step. Raises IndexError."""
     for lookup in lookups:
-        for start in range(0, max((len(t) for t in tensors), default=0), PAIRS_AT_ONCE):
-            parts = [t.detach()[start : start + PAIRS_AT_ONCE] for t in tensors]
-            env = {**consts, **{x.name: part for x, part in zip(xs, parts)}}
+        known = pairs if lookup.over == "pairs" else rows
+        for start in range(0, max((len(t) for t in known.values()), default=0), AT_ONCE):
+            parts = {name: tensor.detach()[start : start + AT_ONCE] for name, tensor in known.items()}
+            env = {**consts, **parts}
             for node in lookup.nodes:
-                env[node.name] = run_node(node, env, len(parts[0]))
+                env[node.name] = run_node(node, env, len(next(iter(parts.values()))))
             _check(env[lookup.index], lookup.entries)
 
 

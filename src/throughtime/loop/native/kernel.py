@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from throughtime.capture.graph import ROWS
 from throughtime.capture.interpret import run_node
 from throughtime.loop.native.batch import Batch, Bound, Located
+from throughtime.loop.native.by_row import run_over_rows
 from throughtime.loop.native.costs import costs_of
 from throughtime.loop.native.emit import element_type, emit_contractions, emit_program
 from throughtime.loop.native.execute import Kept, go_back, go_forward
@@ -41,7 +43,7 @@ class NativeKernel:
         self._code: dict[tuple[str, int | None], CompiledModule] = {}
         self._lock = threading.Lock()
         self.lookups = find_lookups(plan)
-        self.own_sums = own_sums(self.lowered.reductions)
+        self.own_sums = {"pairs": own_sums(self.lowered.reductions), "rows": own_sums(self.lowered.row_reductions)}
 
     # --- one call
 
@@ -58,10 +60,17 @@ class NativeKernel:
         """Tensors in the order of the plan's inputs -> what a program reads. Runs what is done once per call."""
         env = {i.name: tensor.detach() for i, tensor in zip(self.plan.of_kind("const"), consts)}
         for node in self.plan.once:
-            env[node.name] = run_node(node, env, 0)
+            if ROWS not in node.shape:
+                env[node.name] = run_node(node, env, 0)
         row_consts = {f"row_consts:{k}": self._as_numbers(tensor) for k, tensor in enumerate(rows)}
         located = {f"xs:{k}": Located(self._as_numbers(tensor)) for k, tensor in enumerate(xs)}
-        check_ids(self.lookups, self.plan.of_kind("xs"), xs, env)
+        if self.lookups:
+            pairs = {i.name: tensor for i, tensor in zip(self.plan.of_kind("xs"), xs)}
+            running = int(batch.active.max(initial=0))
+            of_rows = {i.name: tensor[:running] for i, tensor in zip(self.plan.of_kind("row_const"), rows)}
+            check_ids(self.lookups, pairs, of_rows, env)
+        if "before" in self.lowered.by_row:
+            row_consts |= run_over_rows(self, "before", batch, env, row_consts, "rows:").made
         return Bound(batch, env, located, row_consts, seed, user_rows, empty)
 
     def runs_as_one(self, direction: str, batch: Batch) -> bool:
@@ -94,15 +103,18 @@ class NativeKernel:
         """Gradients by kind: "consts", "row_consts", "xs", "carry". No cotangent (None) is a cotangent of zero."""
         batch = bound.batch
         rows = len(batch.lengths)
-        floating = [i for i, c in enumerate(self.plan.of_kind("carry")) if c.dtype.is_floating_point]
-        names = [(f"d_carry:{place}", d_final[i]) for place, i in enumerate(floating)]
-        state = {name: self._cotangent(given, name, rows).clone() for name, given in names}
-        sums = {name: tensor.zero_() for name, tensor in self.empty("backward", ("d_row_consts:",), rows).items()}
+        carries = [(c, d) for c, d in zip(self.plan.of_kind("carry"), d_final) if c.dtype.is_floating_point]
+        state = {f"d_carry:{k}": self._cotangent(d, c.name, rows).clone() for k, (c, d) in enumerate(carries)}
+        sums = {name: tensor.zero_() for name, tensor in self.empty("backward", ("row_sums:",), rows).items()}
         d_xs = self.empty("backward", ("d_xs:",), batch.pairs)
-        real = [d for d, y in zip(d_ys, self.plan.ys, strict=True) if self.plan.values[y].dtype.is_floating_point]
-        named = {f"d_ys:{k}": self._cotangent(d, f"d_ys:{k}", batch.pairs) for k, d in enumerate(real)}
+        outputs = zip(d_ys, self.plan.ys, strict=True)
+        real = [(d, y) for d, y in outputs if self.plan.values[y].dtype.is_floating_point]
+        named = {f"d_ys:{k}": self._cotangent(d, y, batch.pairs) for k, (d, y) in enumerate(real)}
         located = {name: Located(tensor) for name, tensor in {**named, **d_xs}.items()}
         totals = go_back(self, bound, kept, schedule, located, {**state, **sums}, chunk)
+        if "after" in self.lowered.by_row:
+            after = run_over_rows(self, "after", batch, bound.consts, {**bound.row_consts, **sums}, "after:")
+            totals, sums = {**totals, **after.totals}, {**sums, **after.made}
         return self._gradients(bound.consts, totals, {**d_xs, **sums}, state)
 
     def _gradients(
@@ -115,16 +127,17 @@ class NativeKernel:
         plan = self.plan
         env = {**consts, **totals}
         for node in plan.after:
-            env[node.name] = run_node(node, env, 0)
+            if node.name not in env and ROWS not in node.shape:
+                env[node.name] = run_node(node, env, 0)
 
-        def named(kind: str, names: Sequence[str | None]) -> list[Tensor | None]:
-            return [None if n is None else self._shaped(results[f"{kind}:{k}"], n) for k, n in enumerate(names)]
+        def of_row(name: str) -> Tensor:
+            return self._shaped(results[f"{'row_sums' if name in plan.row_sums else 'after'}:{name}"], name)
 
         places = iter(range(len(state)))
         return {
             "consts": [None if n is None else env[n].to(c.dtype) for n, c in zip(plan.d_consts, plan.of_kind("const"))],
-            "row_consts": named("d_row_consts", plan.d_row_consts),
-            "xs": named("d_xs", plan.d_xs),
+            "row_consts": [None if n is None else of_row(n) for n in plan.d_row_consts],
+            "xs": [None if n is None else self._shaped(results[f"d_xs:{k}"], n) for k, n in enumerate(plan.d_xs)],
             "carry": [
                 self._shaped(state[f"d_carry:{next(places)}"], c.name) if c.dtype.is_floating_point else None
                 for c in plan.of_kind("carry")
@@ -139,11 +152,11 @@ class NativeKernel:
         wanted = torch.int64 if integer else self.lowered.element
         return tensor.detach().reshape(len(tensor), math.prod(tensor.shape[1:])).to(wanted).contiguous()
 
-    def _cotangent(self, given: Tensor | None, name: str, count: int) -> Tensor:
+    def _cotangent(self, given: Tensor | None, of: str, count: int) -> Tensor:
+        """Of the value `of`."""
         if given is not None:
             return self._as_numbers(given)
-        buffer = self.program("backward").buffers.get(name)
-        return torch.zeros(count, buffer.width if buffer else 1, dtype=self.lowered.element)
+        return torch.zeros(count, math.prod(feature_shape(self.plan.shape_of(of))), dtype=self.lowered.element)
 
     def buffers(self, direction: str) -> dict[str, Buffer]:
         """Every buffer that any form of the direction uses."""
@@ -194,6 +207,7 @@ class NativeKernel:
             "inference": self.lowered.inference,
             "training": self.lowered.training,
             "backward": self.lowered.backward,
+            **self.lowered.by_row,
         }
         program = programs[direction]
         assert program is not None, "a call without gradients has no backward pass"
@@ -208,8 +222,8 @@ class NativeKernel:
             return self._code[key]
 
     def _compile(self, direction: str, form: int | None) -> CompiledModule:
-        if direction == "contractions":
-            contractions = [own.contraction for own in self.own_sums]
+        if direction.startswith("contractions of "):
+            contractions = [own.contraction for own in self.own_sums[direction.removeprefix("contractions of ")]]
             module = emit_contractions(contractions, self.element, self.target, "worker")
         else:
             program = self.program(direction) if form is None else self.lowered.staged[direction][form]

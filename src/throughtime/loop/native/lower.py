@@ -1,5 +1,6 @@
 """LoopPlan -> Program, forward and backward: where every value lies, and in which pass or product it is made."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -27,6 +28,10 @@ class Lowered:
     backward: Program | None
     element: torch.dtype
     reductions: tuple["Reduction", ...]
+    row_reductions: tuple["Reduction", ...]
+    """The same of values of rows, after the steps."""
+    by_row: dict[str, Program]
+    """Over the rows: "before" the steps, what depends on row consts and consts only; "after" them, what waited."""
     staged: dict[str, tuple[Program, Program]]
     """For few rows: by direction, the two programs that do the same in this order, one over pairs and one by steps."""
     no_backward: str | None = None
@@ -39,37 +44,38 @@ class Lowered:
 
 @dataclass(frozen=True)
 class Reduction:
-    """A node that contracts rows, with the pair buffers (or views of them) that its operands are read from."""
+    """A node that contracts pairs, with the pair buffers (or views of them) that its operands are read from.
+
+    vectors: of each pair, whose products it sums.
+    """
 
     node: Node
     operands: tuple[View, ...]
     widths: tuple[int, ...]
 
+    @property
+    def vectors(self) -> int:
+        return math.prod(self.operands[0].shape[:-1]) if self.node.op == "outer" else 1
+
 
 def lower(plan: LoopPlan) -> Lowered:
     """Raises BackendError with the name of the first operator that the native backend has not."""
     element = _element(plan)
-    _refuse_work_by_row(plan)
     inference = _lower_forward(plan, False)
+    before = _lower_before(plan)
     if not any(_gradients(plan)):
-        return Lowered(inference.whole, None, None, element, (), _staged({"inference": inference}))
+        return Lowered(inference.whole, None, None, element, (), (), before, _staged({"inference": inference}))
     try:
         training = _lower_forward(plan, True)
         backward, reductions = _lower_backward(plan)
-        _check_reductions(reductions)
+        after, row_reductions = _lower_after(plan)
+        _check_reductions([*reductions, *row_reductions])
     except BackendError as error:
-        return Lowered(inference.whole, None, None, element, (), _staged({"inference": inference}), str(error))
+        staged = _staged({"inference": inference})
+        return Lowered(inference.whole, None, None, element, (), (), before, staged, str(error))
     staged = _staged({"inference": inference, "training": training, "backward": backward})
-    return Lowered(inference.whole, training.whole, backward.whole, element, tuple(reductions), staged)
-
-
-def _refuse_work_by_row(plan: LoopPlan) -> None:
-    by_row = [node for node in (*plan.once, *plan.after) if ROWS in node.shape]
-    if by_row:
-        raise BackendError(
-            f"'{by_row[0].op}' depends on row constants only: work for once a row, which the native backend "
-            f"has not. Compute it in the cell's row_consts()"
-        )
+    contracted = tuple(reductions), tuple(row_reductions)
+    return Lowered(inference.whole, training.whole, backward.whole, element, *contracted, {**before, **after}, staged)
 
 
 def _staged(forms: dict[str, "_Forms"]) -> dict[str, tuple[Program, Program]]:
@@ -81,11 +87,18 @@ def _check_reductions(reductions: Sequence[Reduction]) -> None:
     for reduction in reductions:
         op, views = reduction.node.op, reduction.operands
         if op == "outer":
-            fits = all(len(v.shape) == 1 and v.strides[0] == 1 for v in views)
+            fits = all(_holds_vectors(v, reduction.vectors) for v in views)
         else:
             fits = op in ("sum", "embedding_dense_backward") and all(v.is_whole for v in views)
         if not fits:
             raise BackendError(f"the gradient sums over rows through '{op}' ({reduction.node}), which has no kernel")
+
+
+def _holds_vectors(view: View, vectors: int) -> bool:
+    """Several vectors lie one after the other, and nothing else with them."""
+    if vectors > 1:
+        return view.is_whole and view.offset == 0
+    return len(view.shape) == 1 and (view.shape[0] == 1 or view.strides[0] == 1)
 
 
 @dataclass(frozen=True)
@@ -137,7 +150,7 @@ def _lower_forward(plan: LoopPlan, training: bool) -> _Forms:
     wanted = _wanted(wants)
     fused = fuse_products(nodes, plan.values, wanted)
     whole = assembly.program(fused, wants, reverse=False)
-    stages = split_forward(fused, plan.values, wanted)
+    stages = split_forward(fused, _bound_to_rows(assembly), wanted)
     if stages is None:
         return _Forms(whole, None)
     made = {node.name for node in stages.pairs}
@@ -158,15 +171,67 @@ def _lower_backward(plan: LoopPlan) -> tuple[_Forms, list[Reduction]]:
     nodes = rewrite([node for stage in plan.backward for node in stage.nodes], plan.values)
     d_xs = [assembly.want(name, f"d_xs:{k}", "pair") for k, name in enumerate(plan.d_xs) if name]
     wants = _carry_gradients(assembly, plan)
-    sums = [assembly.want(name, f"d_row_consts:{k}", "row") for k, name in enumerate(plan.d_row_consts) if name]
+    sums = [assembly.want(name, f"row_sums:{name}", "row") for name in plan.row_sums]
     wants += [replace(want, add=True) for want in sums]
-    places, operand_wants = _reduction_operands(assembly, plan)
+    places, operand_wants = _reduction_operands(assembly, plan, plan.reductions)
     wants += operand_wants
     fused = fuse_products(nodes, plan.values, _wanted([*d_xs, *wants]))
     whole = assembly.program(fused, [*d_xs, *wants], reverse=True)
-    stages = split_backward(fused, plan.values, _wanted(wants), _wanted(d_xs))
+    stages = split_backward(fused, _bound_to_rows(assembly), _wanted(wants), _wanted(d_xs))
     staged = None if stages is None else _staged_backward(assembly, stages, d_xs, wants)
     return _Forms(whole, staged), [_reduction(plan, node, places) for node in plan.reductions]
+
+
+def _lower_before(plan: LoopPlan) -> dict[str, Program]:
+    """What depends on row consts and consts only, for each row."""
+    nodes = [node for node in plan.once if ROWS in node.shape]
+    if not nodes:
+        return {}
+    assembly = _assembly_over_rows(plan, ())
+    later = [node for stage in (*plan.forward, *plan.backward) for node in stage.nodes] + [
+        *plan.reductions,
+        *plan.after,
+    ]
+    read = {operand for node in later for operand in node.operands} | {*plan.ys, *plan.next_carry, *_gradients(plan)}
+    wants = [assembly.want(node.name, f"rows:{node.name}", "pair") for node in nodes if node.name in read]
+    return {"before": _over_rows(assembly, plan, nodes, wants)}
+
+
+def _lower_after(plan: LoopPlan) -> tuple[dict[str, Program], list[Reduction]]:
+    """What is computed on sums over the steps of each row, and what contracts the rows then."""
+    nodes = [node for node in plan.after if ROWS in node.shape]
+    contracted = [node for node in plan.after if ROWS not in node.shape and _row_operands(plan, node)]
+    if not nodes and not contracted:
+        return {}, []
+    assembly = _assembly_over_rows(plan, [node for node in plan.once if ROWS in node.shape])
+    for name in plan.row_sums:
+        assembly.read(name, f"row_sums:{name}", "pair")
+    own = {node.name for node in nodes}
+    wants = [assembly.want(name, f"after:{name}", "pair") for name in dict.fromkeys(plan.d_row_consts) if name in own]
+    places, operand_wants = _reduction_operands(assembly, plan, contracted)
+    program = _over_rows(assembly, plan, nodes, [*wants, *operand_wants])
+    return {"after": program}, [_reduction(plan, node, places) for node in contracted]
+
+
+def _assembly_over_rows(plan: LoopPlan, known: Sequence[Node]) -> Assembly:
+    assembly = Assembly(plan.values)
+    _read_consts(assembly, plan)
+    for k, row_const in enumerate(plan.of_kind("row_const")):
+        assembly.read(row_const.name, f"row_consts:{k}", "pair")
+    for node in known:
+        assembly.read(node.name, f"rows:{node.name}", "pair")
+    return assembly
+
+
+def _over_rows(assembly: Assembly, plan: LoopPlan, nodes: Sequence[Node], wants: Sequence[Want]) -> Program:
+    fused = fuse_products(rewrite(nodes, plan.values), plan.values, _wanted(wants))
+    return replace(assembly.program(fused, wants, reverse=False), over="pairs")
+
+
+def _bound_to_rows(assembly: Assembly) -> list[str]:
+    """What lies by rows, where a program over pairs does not find it."""
+    by_row = {name for name, buffer in assembly.buffers.items() if buffer.kind in ("row", "previous")}
+    return [name for name, view in assembly.sources.items() if view.base in by_row]
 
 
 def _staged_backward(
@@ -200,7 +265,7 @@ def _wanted(wants: Sequence[Want]) -> set[str]:
 
 
 def _read_consts(assembly: Assembly, plan: LoopPlan) -> None:
-    for value in (*plan.of_kind("const"), *plan.once):
+    for value in (*plan.of_kind("const"), *(node for node in plan.once if ROWS not in node.shape)):
         assembly.read(value.name, f"const:{value.name}", "const")
 
 
@@ -211,6 +276,9 @@ def _read_inputs(assembly: Assembly, plan: LoopPlan) -> None:
         assembly.read(noise.name, f"noise:{k}", "pair", local=True)
     for k, row_const in enumerate(plan.of_kind("row_const")):
         assembly.read(row_const.name, f"row_consts:{k}", "row")
+    for node in plan.once:
+        if ROWS in node.shape:
+            assembly.read(node.name, f"rows:{node.name}", "row")
 
 
 def _read_kept(assembly: Assembly, plan: LoopPlan) -> None:
@@ -249,11 +317,13 @@ def _carry_gradients(assembly: Assembly, plan: LoopPlan) -> list[Want]:
     return wants
 
 
-def _reduction_operands(assembly: Assembly, plan: LoopPlan) -> tuple[dict[str, View], list[Want]]:
+def _reduction_operands(
+    assembly: Assembly, plan: LoopPlan, nodes: Sequence[Node]
+) -> tuple[dict[str, View], list[Want]]:
     """Where reductions read: what is stored by pairs is read there, anything else is stored by pairs of a chunk."""
     places: dict[str, View] = {}
     wants: list[Want] = []
-    for name in dict.fromkeys(name for node in plan.reductions for name in _row_operands(plan, node)):
+    for name in dict.fromkeys(name for node in nodes for name in _row_operands(plan, node)):
         source = assembly.sources.get(name)
         if source is not None and assembly.buffers[source.base].kind == "pair":
             places[name] = source

@@ -8,17 +8,16 @@ Before: g = affine(b, x, w, h, u)
 After:  g.free = affine(b, x, w)  over the pairs;  g = affine(g.free, h, u)  step by step
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from throughtime.capture.graph import Input, Node, Ref
+from throughtime.capture.graph import Node, Ref
 
 __all__ = ["Stages", "split_backward", "split_forward"]
 
 HEAVY = frozenset({"affine", "embedding"})
 NUMBERS = frozenset({"full", "index"})
 """Stand in the code."""
-BY_ROW = ("carry", "row_const", "d_next_carry")
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,9 @@ class Stages:
     crossing: tuple[str, ...]
 
 
-def split_forward(nodes: Sequence[Node], values: Mapping[str, Input | Node], wanted: Collection[str]) -> Stages | None:
-    """None where nothing heavy is free of the states."""
-    bound = _reached([v.name for v in values.values() if isinstance(v, Input) and v.kind in BY_ROW], nodes)
+def split_forward(nodes: Sequence[Node], by_row: Iterable[str], wanted: Collection[str]) -> Stages | None:
+    """by_row: states and other values that are known by row. None where nothing heavy is free of them."""
+    bound = _reached(by_row, nodes)
     nodes = [part for node in nodes for part in _split_affine(node, bound)]
     free = {n.name for n in nodes if n.name not in bound and not (n.op == "affine" and _reads(n, bound))}
     first = _ancestors(nodes, [n.name for n in nodes if n.op in HEAVY and n.name in free])
@@ -44,7 +43,7 @@ def split_forward(nodes: Sequence[Node], values: Mapping[str, Input | Node], wan
 
 
 def split_backward(
-    nodes: Sequence[Node], values: Mapping[str, Input | Node], sequential: Iterable[str], others: Collection[str]
+    nodes: Sequence[Node], by_row: Collection[str], sequential: Iterable[str], others: Collection[str]
 ) -> Stages | None:
     """sequential: what the loop must give; others: what only the input gradients need. None: nothing to gain."""
     first = _ancestors(nodes, sequential)
@@ -53,10 +52,8 @@ def split_backward(
     if not any(n.op in HEAVY for n in pairs):
         return None
     own = {n.name for n in pairs}
-    for operand in {o for n in pairs for o in n.operands} - own:
-        value = values.get(operand)
-        if isinstance(value, Input) and value.kind in BY_ROW:
-            return None
+    if any(operand in by_row for n in pairs for operand in n.operands if operand not in own):
+        return None
     return Stages(pairs, steps, _crossing(steps, pairs, [name for name in others if name in first]))
 
 

@@ -7,7 +7,7 @@ import ctypes
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -51,17 +51,23 @@ def own_sums(reductions: Sequence[Reduction]) -> list[OwnSum]:
     found = []
     for reduction in reductions:
         if reduction.node.op == "outer":
-            (a, g), (a_width, g_width) = _both(reduction.operands), _both(reduction.widths)
-            m, n = feature_shape(reduction.node.shape)
-            turned = m > n
-            if turned:
-                a, g, a_width, g_width, m, n = g, a, g_width, a_width, n, m
-            found.append(OwnSum(reduction, Contraction(m, n, a.offset, a_width, g.offset, g_width), a, g, turned))
+            found.append(_outer(reduction))
         elif reduction.node.op == "sum":
             g = reduction.operands[0]
             contraction = Contraction(0, math.prod(g.shape), 0, 0, g.offset, reduction.widths[0])
             found.append(OwnSum(reduction, contraction, None, g, False))
     return found
+
+
+def _outer(reduction: Reduction) -> OwnSum:
+    vectors = reduction.vectors
+    a, g = _both(reduction.operands)
+    lda, ldg = (width // vectors for width in _both(reduction.widths))
+    m, n = feature_shape(reduction.node.shape)
+    turned = m > n
+    if turned:
+        a, g, lda, ldg, m, n = g, a, ldg, lda, n, m
+    return OwnSum(reduction, Contraction(m, n, a.offset, lda, g.offset, ldg, vectors), a, g, turned)
 
 
 def _both(items: Sequence) -> tuple:
@@ -70,16 +76,16 @@ def _both(items: Sequence) -> tuple:
 
 
 class Sums:
-    """The totals of one backward pass."""
+    """The totals of one backward pass: `over` its pairs or, after the steps, over its rows."""
 
-    def __init__(self, kernel: "NativeKernel", bound: Bound) -> None:
+    def __init__(self, kernel: "NativeKernel", bound: Bound, over: Literal["pairs", "rows"] = "pairs") -> None:
         self.kernel, self.threads = kernel, bound.batch.threads
         dtype = kernel.lowered.element
-        self.reductions = kernel.lowered.reductions
-        self.own = {s.reduction.node.name: s for s in kernel.own_sums}
+        self.reductions = kernel.lowered.reductions if over == "pairs" else kernel.lowered.row_reductions
+        self.own = {s.reduction.node.name: s for s in kernel.own_sums[over]}
         self.partial = {r.node.name: torch.zeros(self._partial_shape(r), dtype=dtype) for r in self.reductions}
         self.totals = {r.node.name: torch.zeros(feature_shape(r.node.shape), dtype=dtype) for r in self.reductions}
-        self.worker = kernel.code("contractions").address("worker") if self.own else 0
+        self.worker = kernel.code(f"contractions of {over}").address("worker") if self.own else 0
         self.scratch = bound.empty((outer_scratch(kernel.target, kernel.element) * self.threads,), dtype)
 
     def _partial_shape(self, reduction: Reduction) -> tuple[int, ...]:

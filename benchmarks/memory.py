@@ -136,22 +136,20 @@ def budget(quick: bool) -> None:
         numbers = [f"{r[name] / MB:.2f}" for name in ("limit", "predicted", "measured")]
         table.add_row(r["setting"], r["policy"], *numbers, f"{(r['measured'] - r['predicted']) / MB:+.2f}", _fault(r))
     Console(width=140).print(table)
+    far, above = (sum(_fault(r) == fault for r in found) for fault in ("far", "above"))
     worst = max(r["measured"] / r["limit"] for r in found)
-    print(
-        f"{len(found)} settings, outside 10 % or 4 MB of the prediction: {sum(not _is_near(r) for r in found)}; "
-        f"more than 5 % above the budget: {sum(r['measured'] > 1.05 * r['limit'] for r in found)} (most: {worst:.3f} of it)"
-    )
+    print(f"{len(found)} settings; farther than 10 % or 4 MB from the prediction: {far}")
+    print(f"more than 5 % above the budget: {above}; the largest peak was {worst:.3f} of its budget")
 
 
 BUDGET_COLUMNS = ("budget MB", "predicted MB", "measured MB", "difference", "")
 
 
-def _is_near(r: dict) -> bool:
-    return abs(r["measured"] - r["predicted"]) <= max(0.1 * r["predicted"], 4 * MB)
-
-
 def _fault(r: dict) -> str:
-    return "above" if r["measured"] > 1.05 * r["limit"] else "" if _is_near(r) else "far"
+    if r["measured"] > 1.05 * r["limit"]:
+        return "above"
+    near = abs(r["measured"] - r["predicted"]) <= max(0.1 * r["predicted"], 4 * MB)
+    return "" if near else "far"
 
 
 def curve(quick: bool) -> None:

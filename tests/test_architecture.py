@@ -30,7 +30,9 @@ LAYERS: dict[str, set[str]] = {
     # The memory policies, which are values, stand in plan.
     "_unroll": LEAVES | {"plan", "_pipeline"},
     "_module": LEAVES | {"plan", "_unroll"},
-    "_loss": LEAVES | {"plan", "_pipeline", "_unroll"},
+    # What a source reads again stands in a file, as what a loop spills.
+    "_source": LEAVES | {"loop"},
+    "_loss": LEAVES | {"plan", "_pipeline", "_unroll", "_source"},
     "_truncated": LEAVES | {"plan", "_unroll"},
     "_explain": LEAVES | {"capture", "plan", "_pipeline", "_unroll"},
     "decode": LEAVES | {"cells", "plan", "_pipeline"},

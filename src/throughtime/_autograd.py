@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from throughtime._errors import BackendError
+from throughtime.loop.native.batch import Source
 from throughtime.loop.native.kernel import Batch, NativeKernel
 from throughtime.loop.native.room import Empty, fresh, room
 from throughtime.plan.memory import MemoryPolicy, SaveAll
@@ -17,7 +18,10 @@ __all__ = ["NativeCall", "run_native"]
 
 @dataclass(frozen=True)
 class NativeCall:
-    """A kernel and the batch it runs on; how many of the flat tensors are consts, row consts, xs and carries."""
+    """A kernel and the batch it runs on; how many of the flat tensors are consts, row consts, xs and carries.
+
+    source: gives the xs, which are none of the flat tensors then and have no gradient.
+    """
 
     kernel: NativeKernel
     batch: Batch
@@ -26,6 +30,7 @@ class NativeCall:
     seed: int | None = None
     user_rows: np.ndarray | None = None
     memory: MemoryPolicy = field(default_factory=SaveAll)
+    source: Source | None = None
 
     @property
     def empty(self) -> Empty:
@@ -54,7 +59,7 @@ class _Loop(torch.autograd.Function):
     def forward(ctx: Any, call: NativeCall, training: bool, *flat: Tensor) -> tuple[Tensor, ...]:
         kernel = call.kernel
         consts, rows, xs, carry = call.split(flat)
-        bound = kernel.bind(call.batch, consts, rows, xs, call.seed, call.user_rows, call.empty)
+        bound = kernel.bind(call.batch, consts, rows, xs, call.seed, call.user_rows, call.empty, call.source)
         schedule = kernel.schedule(call.memory, call.batch, call.chunk) if training else None
         ys, final, kept = kernel.forward(bound, carry, call.chunk, schedule)
         if schedule is not None:
@@ -80,10 +85,10 @@ class _Loop(torch.autograd.Function):
         read = () if ctx.schedule.runs_again else kernel.outputs_read
         outputs, tensors = _cut(rest, len(read))
         kept = ctx.kept.with_tensors(dict(zip(read, outputs)), tensors)
-        bound = kernel.bind(call.batch, consts, rows, xs, call.seed, call.user_rows, call.empty)
+        bound = kernel.bind(call.batch, consts, rows, xs, call.seed, call.user_rows, call.empty, call.source)
         d_ys, d_final = _cut(incoming, len(kernel.plan.ys))
         found = kernel.backward(bound, kept, ctx.schedule, d_ys, d_final, call.chunk)
-        gradients = [*found["consts"], *found["row_consts"], *found["xs"], *found["carry"]]
+        gradients = [*found["consts"], *found["row_consts"], *found["xs"][: len(xs)], *found["carry"]]
         if torch.is_grad_enabled():
             depends_on = [*flat, *(d for d in incoming if d is not None)]
             gradients = [None if g is None else _NoSecondDerivative.apply(g, *depends_on) for g in gradients]

@@ -13,11 +13,12 @@ from throughtime._eager import eager
 from throughtime._errors import SequenceError
 from throughtime._nested import Nested, leaves
 from throughtime._pipeline import run
-from throughtime._sequence import read_sequence
+from throughtime._sequence import Ragged, read_sequence
+from throughtime._source import are_chunks, can_be_read_by_steps, read_by_steps, read_chunks
 from throughtime._state import split_result
 from throughtime._types import Backend, Cell
 from throughtime._unroll import CHUNK, Options, check_options, prepare, read_memory
-from throughtime.plan.memory import MemoryPolicy, Recompute
+from throughtime.plan.memory import MemoryPolicy, Recompute, Spill
 
 __all__ = ["unroll_loss"]
 
@@ -75,12 +76,24 @@ def unroll_loss(
     check_options(cell, None, backend)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"unroll_loss: reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
-    ragged = read_sequence({"inputs": inputs, "targets": targets}, sequence_length, time_major)
+    policy = read_memory(False, memory or Recompute())
+    ragged = _read(inputs, targets, sequence_length, time_major, policy)
     del inputs, targets, sequence_length
-    options = Options(None, CHUNK, backend, read_memory(False, memory or Recompute()))
+    options = Options(None, CHUNK, backend, policy)
     request = prepare(cell, replace(ragged, xs=ragged.xs["inputs"]), initial_state, None, None, options)
     losses, state = run(replace(request, cell=LossStepCell(cell, loss_step), ragged=ragged))
     return _reduced(losses, ragged, reduction), ragged.unsort_rows(state)
+
+
+def _read(inputs: Any, targets: Any, sequence_length: Any, time_major: bool, policy: MemoryPolicy) -> Ragged:
+    """What can be read as the steps need it is not copied."""
+    if are_chunks(inputs):
+        if targets is not None:
+            raise SequenceError("unroll_loss: chunks are pairs (inputs, targets); targets beside them must be None.")
+        return read_chunks(inputs, sequence_length, time_major, policy.directory if isinstance(policy, Spill) else None)
+    both = {"inputs": inputs, "targets": targets}
+    read = read_by_steps if can_be_read_by_steps(both) else read_sequence
+    return read(both, sequence_length, time_major)
 
 
 def _reduced(losses: Tensor, ragged: Any, reduction: str) -> Tensor:

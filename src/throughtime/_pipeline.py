@@ -297,7 +297,9 @@ class ResetStep:
 
 def _native(request: Run, loop: Compiled, consts: list[Tensor]) -> tuple[Nested, Nested]:
     step = _traced(request)
-    groups = [consts, leaves(step.row_consts), leaves(step.xs), leaves(step.state)]
+    source = request.ragged.source
+    xs = leaves(step.xs) if source is None else []
+    groups = [consts, leaves(step.row_consts), xs, leaves(step.state)]
     noisy = bool(loop.plan.of_kind("noise"))
     call = NativeCall(
         loop.kernel,
@@ -307,6 +309,7 @@ def _native(request: Run, loop: Compiled, consts: list[Tensor]) -> tuple[Nested,
         draw_seed() if noisy else None,
         request.ragged.user_order if noisy else None,
         request.memory,
+        None if source is None else lambda start, stop: leaves(source(start, stop)),
     )
     ys, final = run_native(call, [tensor for group in groups for tensor in group])
     return unflatten(loop.trace.ys_structure, ys), unflatten(flatten(request.state)[1], final)
@@ -338,7 +341,7 @@ def _portable(request: Run) -> tuple[Nested, Nested]:
         request.reset_state,
         CounterNoise(request.ragged.user_order),
     )
-    return run_portable(loop, request.memory, request.ragged.xs, request.state)
+    return run_portable(loop, request.memory, request.ragged.xs, request.state, request.ragged.source)
 
 
 def _step(cell: Any, x: Nested, state: Nested, row_consts: Nested) -> tuple[Nested, Nested]:

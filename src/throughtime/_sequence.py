@@ -19,18 +19,19 @@ from torch.nn.utils.rnn import PackedSequence
 from throughtime._errors import ResetError, SequenceError
 from throughtime._nested import Nested, leaves, leaves_with_paths, map_leaves
 
-__all__ = ["Ragged", "read_lengths", "read_reset", "read_sequence"]
+__all__ = ["Ragged", "common_axes", "read_lengths", "read_reset", "read_sequence", "rows_per_step", "sort_lengths"]
 
 
 @dataclass(frozen=True)
 class Ragged:
     """A batch of sequences in loop order.
 
-    xs: nested, [N, ...] in every leaf.
+    xs: nested, [N, ...] in every leaf; with a source, the pairs of the first step only.
     lengths: the length of each row, longest first.
     order: loop row -> the user's row; None where they are the same.
     unpack: [N, ...] -> the layout that the inputs came in.
     padded_steps: T of padded inputs; None for the others.
+    source: (start, stop) -> the pairs of these steps, nested; None where xs holds them all.
     """
 
     xs: Nested
@@ -38,6 +39,7 @@ class Ragged:
     order: np.ndarray | None
     unpack: Callable[[Tensor], Any]
     padded_steps: int | None = None
+    source: Callable[[int, int], Nested] | None = None
 
     @property
     def batch_size(self) -> int:
@@ -202,7 +204,7 @@ def _reorder(mask: Ragged, like: Ragged) -> Tensor:
     return flat.to(like.device)
 
 
-def _sort(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+def sort_lengths(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Longest first, equal ones in the user's order; None where nothing moves."""
     order = np.argsort(-lengths, kind="stable")
     moved = not np.array_equal(order, np.arange(len(order)))
@@ -226,11 +228,11 @@ def _reversed_pairs(lengths: np.ndarray) -> np.ndarray:
 
 def _read_padded(inputs: Nested, sequence_length: Any, time_major: bool) -> Ragged:
     batch_axis = 1 if time_major else 0
-    batch_size, steps = _common_axes(inputs, batch_axis)
+    batch_size, steps = common_axes(inputs, batch_axis)
     device = leaves(inputs)[0].device
     full = np.full(batch_size, steps, dtype=np.int64)
     lengths = full if sequence_length is None else read_lengths(sequence_length, batch_size, steps)
-    lengths, order = _sort(lengths)
+    lengths, order = sort_lengths(lengths)
     if len(lengths) and lengths[-1] == steps:
         xs = map_leaves(lambda x: _flatten_dense(x, time_major), inputs)
         return Ragged(xs, lengths, None, lambda ys: _unflatten_dense(ys, batch_size, steps, time_major), steps)
@@ -261,10 +263,10 @@ def _unflatten_dense(ys: Tensor, batch_size: int, steps: int, time_major: bool) 
     return y if time_major else y.transpose(0, 1)
 
 
-def _common_axes(inputs: Nested, batch_axis: int) -> tuple[int, int]:
+def common_axes(inputs: Nested, batch_axis: int) -> tuple[int, int]:
     named = leaves_with_paths(inputs, "inputs")
     for path, leaf in named:
-        if leaf.dim() < 2:
+        if leaf.ndim < 2:
             raise SequenceError(
                 f"dynamic_rnn: {path} must have a batch and a time axis, got shape {list(leaf.shape)}. "
                 f"One sequence is a batch of one: inputs.unsqueeze(0)."
@@ -311,7 +313,7 @@ def _read_jagged(inputs: Nested, sequence_length: Any) -> Ragged:
     longest = int(by_row.max(initial=0))
     if sequence_length is not None:
         _check_same_lengths(read_lengths(sequence_length, len(by_row), longest), by_row, "nested tensor")
-    lengths, order = _sort(by_row)
+    lengths, order = sort_lengths(by_row)
     step, row = _pairs(lengths)
     user_row = row if order is None else order[row]
     index = torch.from_numpy(offsets[user_row] + step).to(first.device)

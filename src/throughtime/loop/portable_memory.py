@@ -2,7 +2,9 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,16 +19,24 @@ from throughtime.plan.memory import MemoryPolicy, Recompute, SaveAll, Spill
 
 __all__ = ["run_portable"]
 
+Source = Callable[[int, int], Nested]
+
 SMALL_BYTES = 4096
 """Tensors up to this size stay in memory: their place in the file would cost as much."""
 
 
-def run_portable(loop: PortableLoop, memory: MemoryPolicy, xs: Nested, state: Nested) -> tuple[Nested, Nested]:
-    """`loop.run(xs, state)`, whose backward pass keeps what the policy says. Raises MemoryPolicyError for a budget."""
+def run_portable(
+    loop: PortableLoop, memory: MemoryPolicy, xs: Nested, state: Nested, source: Source | None = None
+) -> tuple[Nested, Nested]:
+    """`loop.run(xs, state)`, whose backward pass keeps what the policy says. Raises MemoryPolicyError for a budget.
+
+    source: (start, stop) -> the pairs of these steps, where `xs` does not hold them all.
+    """
+    if isinstance(memory, Recompute) and (torch.is_grad_enabled() or source is not None):
+        return _run_in_segments(loop, xs, state, memory.every or math.isqrt(len(loop.active) - 1) + 1, source)
+    xs = xs if source is None else source(0, len(loop.active))
     if isinstance(memory, SaveAll) or not torch.is_grad_enabled():
         return loop.run(xs, state)
-    if isinstance(memory, Recompute):
-        return _run_in_segments(loop, xs, state, memory.every or math.isqrt(len(loop.active) - 1) + 1)
     if isinstance(memory, Spill):
         away = _Away(SpillFile(0, memory.directory))
         with torch.autograd.graph.saved_tensors_hooks(away.put, _fetch):
@@ -37,7 +47,9 @@ def run_portable(loop: PortableLoop, memory: MemoryPolicy, xs: Nested, state: Ne
     )
 
 
-def _run_in_segments(loop: PortableLoop, xs: Nested, state: Nested, every: int) -> tuple[Nested, Nested]:
+def _run_in_segments(
+    loop: PortableLoop, xs: Nested, state: Nested, every: int, source: Source | None
+) -> tuple[Nested, Nested]:
     """Each segment is a loop of its own, run again in the backward pass."""
     offsets = [0, *itertools.accumulate(loop.active)]
     outputs, finished = [], []
@@ -53,9 +65,17 @@ def _run_in_segments(loop: PortableLoop, xs: Nested, state: Nested, every: int) 
             reset_state=_cut(loop.reset_state, slice(rows)),
             first_step=start,
         )
-        ys, state = checkpoint(segment.run, _cut(xs, pairs), _cut(state, slice(rows)), use_reentrant=False)
+        state = _cut(state, slice(rows))
+        if source is None:
+            ys, state = checkpoint(segment.run, _cut(xs, pairs), state, use_reentrant=False)
+        else:
+            ys, state = checkpoint(partial(_run_from, source, start, stop, segment), state, use_reentrant=False)
         outputs.append(ys)
     return join_rows(outputs), join_rows([state, *reversed(finished)])
+
+
+def _run_from(source: Source, start: int, stop: int, segment: PortableLoop, state: Nested) -> tuple[Nested, Nested]:
+    return segment.run(source(start, stop), state)
 
 
 def _cut(value: Nested, part: slice) -> Nested:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from throughtime._errors import SpillError
 
-__all__ = ["SpillFile"]
+__all__ = ["SpillFile", "StepFile"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class SpillFile:
     """Room for `size` bytes. `write` and `prefetch` return at once; `read` waits for what it needs."""
 
     def __init__(self, size: int, directory: str | None = None) -> None:
-        self._file = _File(directory or tempfile.gettempdir(), size)
+        self._file = _File(directory, size)
         self._end = 0
         self._places: dict[object, dict[str, _Place]] = {}
         self._writing: Future[None] | None = None
@@ -66,10 +66,35 @@ class SpillFile:
             writing.result()
 
 
+class StepFile:
+    """A tensor by steps, [T, ...]: some are added at the end at a time, and any of them are read."""
+
+    def __init__(self, directory: str | None = None) -> None:
+        self._file = _File(directory, 0)
+        self._step = torch.empty(0)
+        self.steps = 0
+
+    def add(self, some: Tensor) -> None:
+        """Some steps more, all of one shape and dtype."""
+        self._step = torch.empty(some.shape[1:], dtype=some.dtype, device="meta")
+        self._file.write({"": self._place(self.steps, len(some))}, {"": some})
+        self.steps += len(some)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """The steps [start, stop)."""
+        place = self._place(start, stop - start)
+        room = {"": torch.empty(place.shape, dtype=place.dtype)}
+        return self._file.read({"": place}, room)[""]
+
+    def _place(self, start: int, count: int) -> _Place:
+        return _Place(start * self._step.nbytes, torch.Size((count, *self._step.shape)), self._step.dtype)
+
+
 class _File:
     """An open file without a name. It closes with its last owner, which may be the thread that still writes."""
 
-    def __init__(self, directory: str, size: int) -> None:
+    def __init__(self, directory: str | None, size: int) -> None:
+        directory = directory or tempfile.gettempdir()
         self.directory, self.descriptor = directory, -1
         try:
             self.descriptor, path = tempfile.mkstemp(prefix="throughtime-", dir=directory)

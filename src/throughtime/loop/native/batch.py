@@ -1,6 +1,6 @@
 """The rows of one call as numbers, and its tensors by name."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -10,7 +10,10 @@ from torch import Tensor
 
 from throughtime.loop.native.room import Empty
 
-__all__ = ["Batch", "Bound", "Located"]
+__all__ = ["Batch", "Bound", "Located", "Source"]
+
+Source = Callable[[int, int], Sequence[Tensor]]
+"""(start, stop) -> the pairs of these steps, of each input."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +124,9 @@ class Located(NamedTuple):
 
 @dataclass(frozen=True)
 class Bound:
-    """One call's tensors. consts: by name in the plan. xs (one entry per pair) and row_consts: by name in the programs.
+    """One call's tensors. consts: by name in the plan; row_consts: by name in the programs.
 
+    xs: the inputs, one entry per pair, by name in the programs; or a source, (start, stop) -> those of these steps.
     seed, user_rows: of the noise, which is keyed by the user's row. empty: makes room for the call's own buffers.
     """
 
@@ -133,3 +137,8 @@ class Bound:
     seed: int | None
     user_rows: np.ndarray | None
     empty: Empty
+    source: Callable[[int, int], Mapping[str, Located]] | None = None
+
+    def inputs(self, start: int, stop: int) -> Mapping[str, Located]:
+        """Of at least these steps."""
+        return self.xs if self.source is None else self.source(start, stop)

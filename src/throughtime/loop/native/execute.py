@@ -188,4 +188,4 @@ class _Backward:
         initial = {f"previous:{i}": mark[f"carry:{i}"] for i in self.kernel.traces}
         for low, high in reversed(batch.windows(BLOCK, start, stop)):
             local = self.walker.steps(low, high, pairs, start, initial)
-            self.sums.add_steps(low, high, batch, {**self.bound.xs, **pairs, **local})
+            self.sums.add_steps(low, high, batch, {**pairs, **local})

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from throughtime.capture.graph import ROWS
 from throughtime.capture.interpret import run_node
-from throughtime.loop.native.batch import Batch, Bound, Located
+from throughtime.loop.native.batch import Batch, Bound, Located, Source
 from throughtime.loop.native.by_row import run_over_rows
 from throughtime.loop.native.costs import costs_of
 from throughtime.loop.native.emit import element_type, emit_contractions, emit_program
@@ -56,22 +56,34 @@ class NativeKernel:
         seed: int | None = None,
         user_rows: np.ndarray | None = None,
         empty: Empty = fresh,
+        source: Source | None = None,
     ) -> Bound:
-        """Tensors in the order of the plan's inputs -> what a program reads. Runs what is done once per call."""
+        """Tensors in the order of the plan's inputs -> what a program reads. Runs what is done once per call.
+
+        source: (start, stop) -> the xs of these steps, where they are not given.
+        """
         env = {i.name: tensor.detach() for i, tensor in zip(self.plan.of_kind("const"), consts)}
         for node in self.plan.once:
             if ROWS not in node.shape:
                 env[node.name] = run_node(node, env, 0)
         row_consts = {f"row_consts:{k}": self._as_numbers(tensor) for k, tensor in enumerate(rows)}
-        located = {f"xs:{k}": Located(self._as_numbers(tensor)) for k, tensor in enumerate(xs)}
-        if self.lookups:
-            pairs = {i.name: tensor for i, tensor in zip(self.plan.of_kind("xs"), xs)}
-            running = int(batch.active.max(initial=0))
-            of_rows = {i.name: tensor[:running] for i, tensor in zip(self.plan.of_kind("row_const"), rows)}
-            check_ids(self.lookups, pairs, of_rows, env)
+
+        def inputs(xs: Sequence[Tensor], first: int) -> dict[str, Located]:
+            if self.lookups:
+                pairs = {i.name: tensor for i, tensor in zip(self.plan.of_kind("xs"), xs)}
+                running = int(batch.active.max(initial=0))
+                of_rows = {i.name: tensor[:running] for i, tensor in zip(self.plan.of_kind("row_const"), rows)}
+                check_ids(self.lookups, pairs, of_rows, env)
+            return {f"xs:{k}": Located(self._as_numbers(tensor), first) for k, tensor in enumerate(xs)}
+
+        def read(start: int, stop: int) -> dict[str, Located]:
+            assert source is not None
+            return inputs(source(start, stop), int(batch.offsets[start]))
+
+        located = inputs(xs, 0) if source is None else {}
         if "before" in self.lowered.by_row:
             row_consts |= run_over_rows(self, "before", batch, env, row_consts, "rows:").made
-        return Bound(batch, env, located, row_consts, seed, user_rows, empty)
+        return Bound(batch, env, located, row_consts, seed, user_rows, empty, source and read)
 
     def runs_as_one(self, direction: str, batch: Batch) -> bool:
         """Whether what is free of the states runs within the steps; with few rows it runs over all pairs of a chunk."""

@@ -44,14 +44,15 @@ class Walker:
     ) -> dict[str, Located]:
         """Run the steps [start, stop). `initial` is the state before the step `first`, which `pairs` does not hold.
 
-        Returns the buffers of this chunk only.
+        Returns the inputs, and the buffers of this chunk only.
         """
         low = int(self.bound.batch.offsets[start])
         form = self._form(start)
-        local = {name: Located(self._room_of(b), low) for run in form for name, b in run.local.items()}
+        local = dict(self.bound.inputs(start, stop))
+        local |= {name: Located(self._room_of(b), low) for run in form for name, b in run.local.items()}
         self._draw_noise(start, stop, local)
         for run in form:
-            run.steps(start, stop, {**self.bound.xs, **pairs, **local}, first, initial)
+            run.steps(start, stop, {**pairs, **local}, first, initial)
         return local
 
     def _form(self, start: int) -> list["_Run"]:

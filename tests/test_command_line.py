@@ -54,8 +54,8 @@ def test_evaluate_and_predict(asked: list[tuple]) -> None:
     run_command(["evaluate", "runs/x"])
     run_command(["predict", "runs/x", "--data", "parquet:new.parquet", "--part", "test", "--out", "said.csv"])
     assert asked == [
-        (Path("runs/x"), None, "test"),
-        (Path("runs/x"), "parquet:new.parquet", "test", Path("said.csv")),
+        (Path("runs/x"), None, "test", None),
+        (Path("runs/x"), "parquet:new.parquet", "test", Path("said.csv"), None),
     ]
 
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from fit.made_data import ragged_rows, write_parquet
-from throughtime.fit.data.encoding import encode, learn_encoding
-from throughtime.fit.data.sources import PARTS, absolute_source, read_data, read_table, source_name
+from throughtime.fit.data.parts import PARTS
 from throughtime.fit.data.split import assign_parts
 from throughtime.fit.data.table import Table
 from throughtime.fit.errors import FitError
 from throughtime.fit.options import DataOptions
+from throughtime.fit.tasks.classify.encoding import encode, learn_encoding
+from throughtime.fit.tasks.classify.sources import absolute_source, read_data, read_table, source_name
 
 
 def make_table(labels: list, values: list | None = None, parts: list[str] | None = None) -> Table:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fit.made_data import write_idx
-from throughtime.fit.data.idx import read_idx
 from throughtime.fit.errors import FitError
+from throughtime.fit.tasks.classify.idx import read_idx
 
 
 def test_rows_of_pixels_are_steps(idx_directory: Path) -> None:

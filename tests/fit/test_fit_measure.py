@@ -6,10 +6,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from throughtime.fit.data.batches import Batch
-from throughtime.fit.data.encoding import Encoding
-from throughtime.fit.model import SequenceClassifier, build_model
 from throughtime.fit.options import ModelOptions
-from throughtime.fit.report.measure import trace_states
+from throughtime.fit.tasks.classify.encoding import Encoding
+from throughtime.fit.tasks.classify.measure import trace_states
+from throughtime.fit.tasks.classify.model import SequenceClassifier, build_model
 
 ENCODING = Encoding(("a", "b", "c"), False, 5, None, False)
 

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 import throughtime
-from throughtime.fit.data.encoding import Encoding
 from throughtime.fit.errors import FitError
-from throughtime.fit.model import build_model, final_features, seed_noise
 from throughtime.fit.options import ModelOptions
+from throughtime.fit.seeds import seed_noise
+from throughtime.fit.tasks.classify.encoding import Encoding
+from throughtime.fit.tasks.classify.model import build_model, final_features
 
 NUMBERS = Encoding(("a", "b", "c"), False, 5, None, False)
 WORDS = Encoding(("a", "b"), False, 0, ("to", "be", "or", "not"), False)

@@ -85,7 +85,7 @@ def test_the_report_stands_alone(small_run: Path) -> None:
 
 
 def test_evaluate_agrees_with_fit(small_run: Path, capsys: Out) -> None:
-    evaluate(small_run, None, "test")
+    evaluate(small_run, None, "test", None)
     out = capsys.readouterr().out
     results = json.loads((small_run / "results.json").read_text())
     assert f"accuracy {100 * results['test_accuracy']:.2f} %" in out
@@ -96,7 +96,7 @@ def test_evaluate_agrees_with_fit(small_run: Path, capsys: Out) -> None:
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
 def test_predict_writes_what_evaluate_counts(small_run: Path, tmp_path: Path, suffix: str) -> None:
     out = tmp_path / f"said{suffix}"
-    predict(small_run, None, "test", out)
+    predict(small_run, None, "test", out, None)
     if suffix == ".csv":
         with out.open() as file:
             rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
@@ -116,7 +116,7 @@ def test_predict_on_a_file_without_labels(tmp_path: Path, capsys: Out) -> None:
     known = write_parquet(tmp_path / "known.parquet", **ragged_rows(120))
     run, new = tmp_path / "run", {"steps": ragged_rows(9, seed=5)["steps"]}
     fit(Options(DataOptions(data=f"parquet:{known}"), ModelOptions(units=8), TrainingOptions(epochs=1)), run, False)
-    predict(run, f"parquet:{write_parquet(tmp_path / 'new.parquet', **new)}", "all", tmp_path / "said.parquet")
+    predict(run, f"parquet:{write_parquet(tmp_path / 'new.parquet', **new)}", "all", tmp_path / "said.parquet", None)
     table = pq.read_table(tmp_path / "said.parquet")
     assert table.column_names == ["row", "prediction", "probability", "p_down", "p_up"]
     assert table.column("row").to_pylist() == list(range(9))
@@ -139,7 +139,7 @@ def test_tokens_are_learned(tmp_path: Path) -> None:
     )
     fit(options, run, False)
     assert json.loads((run / "results.json").read_text())["test_accuracy"] > 0.95
-    evaluate(run, None, "all")
+    evaluate(run, None, "all", None)
 
 
 def test_without_validation_the_last_epoch_is_kept(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_without_validation_the_last_epoch_is_kept(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "run")[1]["validation_loss"] == ""
     assert json.loads((tmp_path / "run" / "results.json").read_text())["best_epoch"] == 2
     with pytest.raises(FitError, match="has no sequences in its"):
-        evaluate(tmp_path / "run", None, "validation")
+        evaluate(tmp_path / "run", None, "validation", None)
 
 
 def test_the_saved_weights_are_those_of_the_best_epoch(
@@ -277,26 +277,26 @@ def test_data_that_changed_cannot_be_resumed(tmp_path: Path) -> None:
 
 def test_no_run_to_read(tmp_path: Path) -> None:
     with pytest.raises(FitError, match="is not the directory of a run: there is no"):
-        evaluate(tmp_path, None, "test")
+        evaluate(tmp_path, None, "test", None)
 
 
 def test_half_a_configuration(small_run: Path, tmp_path: Path) -> None:
     run = copy(small_run, tmp_path / "run")
     (run / "config.yaml").write_text("data: digits\n")
     with pytest.raises(FitError, match="is not a whole configuration"):
-        evaluate(run, None, "test")
+        evaluate(run, None, "test", None)
 
 
 def test_a_run_without_a_model_yet(small_run: Path, tmp_path: Path) -> None:
     run = copy(small_run, tmp_path / "run")
     (run / "model.safetensors").unlink()
     with pytest.raises(FitError, match="holds no trained model yet"):
-        predict(run, None, "all", tmp_path / "x.csv")
+        predict(run, None, "all", tmp_path / "x.csv", None)
 
 
 def test_predictions_have_a_known_format(small_run: Path, tmp_path: Path) -> None:
     with pytest.raises(FitError, match="--out must end in"):
-        predict(small_run, None, "all", tmp_path / "x.xlsx")
+        predict(small_run, None, "all", tmp_path / "x.xlsx", None)
 
 
 def test_the_configuration_can_be_read_again(small_run: Path, tmp_path: Path) -> None:

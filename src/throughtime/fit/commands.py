@@ -1,34 +1,32 @@
-"""fit, evaluate, predict: what each command does, given options."""
+"""fit, evaluate, predict, generate: what each command does, given options. The same for every task."""
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table as RichTable
 
-from throughtime.fit.data.batches import Batches, padding_share
-from throughtime.fit.data.encoding import Encoding, encode
-from throughtime.fit.data.sources import PARTS, Data, read_data, read_table, source_name
-from throughtime.fit.data.table import Table
+from throughtime.fit.data.output import check_output
+from throughtime.fit.data.parts import Data
 from throughtime.fit.errors import FitError
+from throughtime.fit.files import write_text
 from throughtime.fit.keeper import RunKeeper
-from throughtime.fit.model import SequenceClassifier, build_model
-from throughtime.fit.options import Options, TrainingOptions
-from throughtime.fit.predictions import Predictions, check_output, write_predictions
-from throughtime.fit.progress import EpochLines, PassBar, percent
-from throughtime.fit.report.page import write_report
+from throughtime.fit.options import Options
+from throughtime.fit.progress import EpochLines, PassBar
+from throughtime.fit.report.page import Finished
 from throughtime.fit.run_directory import RunDirectory, default_directory
-from throughtime.fit.training import ClassifierTraining, Processes, make_trainer
+from throughtime.fit.tasks import TASKS
+from throughtime.fit.tasks.language_model.continuation import Continuation, continue_text
+from throughtime.fit.tasks.task import Task
+from throughtime.fit.training import Processes, make_trainer
 
-__all__ = ["evaluate", "fit", "predict"]
+__all__ = ["evaluate", "fit", "generate", "predict"]
 
 
 def fit(options: Options, run: Path | None, resume: bool) -> None:
     """Train, measure the saved model on the test part, write the report."""
+    task = TASKS[options.task]
     processes = Processes.from_environment()
     console = Console(quiet=not processes.first, soft_wrap=True)
     directory = RunDirectory(run or default_directory(options))
@@ -37,146 +35,149 @@ def fit(options: Options, run: Path | None, resume: bool) -> None:
     finished = directory.read_results() if resume else None
     if finished and finished["epochs"] == options.training.epochs:
         console.print(f"{directory.path} holds this run, finished. To train again, name another directory with --run.")
-        _tell_end(console, directory, finished)
+        _tell_end(console, task, directory, finished)
         return
-    data = read_data(options.data, tokens=bool(options.model.embed))
-    model = build_model(options.model, data.encoding, options.training.seed)
+    data = task.read_data(options)
+    model = task.build_model(options, data.encoding)
     resumed = resume and directory.checkpoint.is_file()
-    _tell_start(console, options, data, model, directory, resumed)
+    _tell_start(console, task, options, data, model, directory, resumed)
     if processes.first:
         directory.begin(options, data.encoding, data.fingerprint)
     keeper = RunKeeper(directory, options.training.checkpoint_every)
-    _train(console, options.training, data, model, keeper, processes, resumed)
+    _train(console, task, options, data, model, keeper, processes, resumed)
     if processes.first:
         _finish(console, options, data, directory, keeper)
 
 
-def evaluate(run: Path, source: str | None, part: str) -> None:
+def evaluate(run: Path, source: str | None, part: str, beam: int | None) -> None:
     """Print how well the saved model does."""
     console = Console(soft_wrap=True)
-    saved = _open(run)
-    table = saved.read(source, part, need_labels=True)
-    predictions = _predict(console, saved.model, table, saved.encoding, saved.options.training)
-    name = source_name(source or saved.options.data.data)
+    saved = _open(run, beam)
+    said = saved.ask(console, saved.read(source, part, need_answers=True))
+    name = saved.task.source_name(source or saved.options.data.data)
     console.print(f"{name}, {part} part, weights of epoch {saved.epoch}", highlight=False)
-    _tell_metrics(console, predictions)
-    _tell_classes(console, predictions)
+    saved.task.tell(console, said, in_detail=True)
 
 
-def predict(run: Path, source: str | None, part: str, out: Path) -> None:
+def predict(run: Path, source: str | None, part: str, out: Path, beam: int | None) -> None:
     """Write what the saved model says of each sequence."""
     check_output(out)
     console = Console(soft_wrap=True)
-    saved = _open(run)
-    table = saved.read(source, part, need_labels=False)
-    predictions = _predict(console, saved.model, table, saved.encoding, saved.options.training)
-    write_predictions(out, predictions)
-    console.print(f"{len(table):,} predictions in {out}", highlight=False)
-    if table.labels is not None:
-        _tell_metrics(console, predictions)
+    saved = _open(run, beam)
+    rows = saved.read(source, part, need_answers=False)
+    said = saved.ask(console, rows)
+    saved.task.write(out, said)
+    console.print(f"{len(rows):,} predictions in {out}", highlight=False)
+    if said.has_answers:
+        saved.task.tell(console, said, in_detail=False)
+
+
+def generate(run: Path, wanted: Continuation) -> None:
+    """Print the prompt and what the saved language model says after it, as it says it."""
+    saved = _open(run, None)
+    if saved.options.task != "language-model":
+        raise FitError(
+            f"{run} holds a run of the task {saved.options.task!r}; text is continued by a language model. Train one "
+            f"with: throughtime fit --task language-model"
+        )
+    for piece in continue_text(saved.model, saved.encoding, wanted):
+        print(piece, end="", flush=True, file=sys.stdout)
+    print()
+
+
+def write_report(directory: RunDirectory, run: Finished) -> None:
+    write_text(directory.report, TASKS[run.options.task].report(run))
 
 
 @dataclass(frozen=True)
 class _Saved:
     """A run that has a trained model."""
 
+    task: Task
     options: Options
-    encoding: Encoding
-    model: SequenceClassifier
+    encoding: Any
+    model: Any
     epoch: int
 
-    def read(self, source: str | None, part: str, need_labels: bool) -> Table:
-        """The sequences of a part of the run's own data, or of another source."""
-        chosen, tokens = (
-            replace(self.options.data, data=source or self.options.data.data),
-            bool(self.options.model.embed),
-        )
+    def read(self, source: str | None, part: str, need_answers: bool) -> Any:
+        """A part of the run's own data, or of another source."""
+        chosen = replace(self.options, data=replace(self.options.data, data=source or self.options.data.data))
         if part == "all":
-            return encode(read_table(chosen, tokens, need_labels), self.encoding)
-        table = read_data(chosen, tokens, self.encoding).part(part)
-        if not len(table):
-            raise FitError(f"{chosen.data} has no sequences in its {part} part.")
-        return table
+            return self.task.read_all(chosen, self.encoding, need_answers)
+        rows = self.task.read_data(chosen, self.encoding).part(part)
+        if not len(rows):
+            raise FitError(f"{chosen.data.data} has no sequences in its {part} part.")
+        return rows
+
+    def ask(self, console: Console, part: Any) -> Any:
+        """What the model says of all rows of a part."""
+        trainer = make_trainer(self.options.training, [PassBar(console, "reading sequences")])
+        training = self.task.make_training(self.model, self.options, self.encoding)
+        passes = trainer.predict(training, self.task.make_batches(part, self.options))
+        return self.task.collect(part, passes, self.options, self.encoding)
 
 
-def _open(run: Path) -> _Saved:
+def _open(run: Path, beam: int | None) -> _Saved:
     directory = RunDirectory(run)
-    return _Saved(directory.read_options(), directory.read_encoding(), *directory.read_model())
+    options = directory.read_options()
+    if beam is not None:
+        if options.task != "transduce":
+            raise FitError(f"--beam is for runs of the task 'transduce'; {run} holds one of the task {options.task!r}.")
+        options = replace(options, model=replace(options.model, beam=beam))
+    return _Saved(TASKS[options.task], options, directory.read_encoding(), *directory.read_model())
 
 
 def _train(
     console: Console,
-    options: TrainingOptions,
+    task: Task,
+    options: Options,
     data: Data,
-    model: SequenceClassifier,
+    model: Any,
     keeper: RunKeeper,
     processes: Processes,
     resumed: bool,
 ) -> None:
-    module = ClassifierTraining(model, options)
-    trainer = make_trainer(options, [keeper, EpochLines(console, keeper)], processes)
+    training = task.make_training(model, options, data.encoding)
+    trainer = make_trainer(options.training, [keeper, EpochLines(console, keeper)], processes)
     share = {"rank": processes.rank, "world": processes.world}
     trainer.fit(
-        module,
-        Batches(data.train, options.batch, options.seed, **share),
-        Batches(data.validation, options.batch, **share) if len(data.validation) else None,
+        training,
+        task.make_batches(data.train, options, options.training.seed, **share),
+        task.make_batches(data.validation, options, **share) if len(data.validation) else None,
         ckpt_path=str(keeper.run.checkpoint) if resumed else None,
     )
 
 
 def _finish(console: Console, options: Options, data: Data, directory: RunDirectory, keeper: RunKeeper) -> None:
+    task = TASKS[options.task]
     model, epoch = directory.read_model()
-    predictions = _predict(console, model, data.test, data.encoding, options.training)
+    parameters = sum(p.numel() for p in model.parameters())
+    said = _Saved(task, options, data.encoding, model, epoch).ask(console, data.test)
     results = {
         "epochs": options.training.epochs,
         "best_epoch": epoch,
-        "test_accuracy": predictions.accuracy,
-        "test_loss": predictions.loss,
-        "test_sequences": len(data.test),
+        **task.results(said),
         "seconds": sum(row["seconds"] for row in keeper.history),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": parameters,
     }
     # Lightning leaves a model in the precision it worked in, so the report reads it anew.
-    write_report(directory, options, data, directory.read_model()[0], keeper.history, predictions, results)
+    model, _ = directory.read_model()
+    source = task.source_name(options.data.data)
+    write_report(directory, Finished(options, source, data, model, keeper.history, said, results))
     directory.write_results(results)
-    _tell_end(console, directory, results)
-
-
-def _predict(
-    console: Console, model: SequenceClassifier, table: Table, encoding: Encoding, options: TrainingOptions
-) -> Predictions:
-    trainer = make_trainer(options, [PassBar(console, "reading sequences")])
-    passes: Any = trainer.predict(ClassifierTraining(model, options), Batches(table, options.batch))
-    rows, log_probabilities = (torch.cat(column).numpy() for column in zip(*passes))
-    return Predictions(table, log_probabilities[np.argsort(rows)], encoding)
+    _tell_end(console, task, directory, results)
 
 
 def _tell_start(
-    console: Console, options: Options, data: Data, model: SequenceClassifier, directory: RunDirectory, resumed: bool
+    console: Console, task: Task, options: Options, data: Data, model: Any, directory: RunDirectory, resumed: bool
 ) -> None:
-    training = options.training
-    counts = " / ".join(f"{len(data.part(part)):,} {part}" for part in PARTS)
-    parameters = sum(p.numel() for p in model.parameters())
-    layers = f"{options.model.layers} layers" if options.model.layers > 1 else "1 layer"
-    lines = {
-        "data": f"{source_name(options.data.data)}: {_steps_in_words(data)}, {len(data.encoding.classes)} classes",
-        "": f"{counts} sequences{_padding_in_words(data, training)}",
-        "model": f"{options.model.cell}, {options.model.units} units, {layers}: {parameters:,} parameters",
-        "training": _training_in_words(options),
-        "run": f"{directory.path}{' (resumed from its last checkpoint)' if resumed else ''}",
-    }
+    lines = task.introduce(options, data)
+    lines["model"] += f": {sum(p.numel() for p in model.parameters()):,} parameters"
+    lines["training"] = _training_in_words(options)
+    lines["run"] = f"{directory.path}{' (resumed from its last checkpoint)' if resumed else ''}"
     for name, line in lines.items():
         console.print(f"[bold]{name:<10}[/bold]{line}", highlight=False)
     console.print()
-
-
-def _steps_in_words(data: Data) -> str:
-    lengths = np.concatenate([data.part(part).lengths for part in PARTS])
-    shortest, longest = int(lengths.min()), int(lengths.max())
-    steps = f"{longest}" if shortest == longest else f"{shortest} to {longest}"
-    if data.encoding.vocabulary is not None:
-        return f"{steps} tokens, a vocabulary of {len(data.encoding.vocabulary):,}"
-    return f"{steps} steps of {data.encoding.width} number{'s' * (data.encoding.width != 1)}"
 
 
 def _training_in_words(options: Options) -> str:
@@ -187,40 +188,12 @@ def _training_in_words(options: Options) -> str:
     return words + (f", gradients clipped at {training.clip:g}" if training.clip else "")
 
 
-def _padding_in_words(data: Data, training: TrainingOptions) -> str:
-    share = padding_share(Batches(data.train, training.batch, training.seed))
-    return f", {percent(share)} padding in a batch" if share else ""
-
-
-def _tell_end(console: Console, directory: RunDirectory, results: dict[str, Any]) -> None:
-    right = round(results["test_accuracy"] * results["test_sequences"])
+def _tell_end(console: Console, task: Task, directory: RunDirectory, results: dict[str, Any]) -> None:
+    figure, remark = task.headline(results)
     console.print()
     console.print(
-        f"[bold green]test accuracy {percent(results['test_accuracy'], 2)}[/bold green]   {right:,} of "
-        f"{results['test_sequences']:,} sequences right, with the weights of epoch {results['best_epoch']}; "
+        f"[bold green]{figure}[/bold green]   {remark}, with the weights of epoch {results['best_epoch']}; "
         f"trained for {results['seconds']:.0f} s",
         highlight=False,
     )
     console.print(f"[bold]report[/bold]        {directory.report}", highlight=False)
-
-
-def _tell_metrics(console: Console, predictions: Predictions) -> None:
-    right = len(predictions.table) - len(predictions.wrong)
-    console.print(
-        f"[bold green]accuracy {percent(predictions.accuracy, 2)}[/bold green]   {right:,} of "
-        f"{len(predictions.table):,} sequences right; loss {predictions.loss:.4f}",
-        highlight=False,
-    )
-
-
-def _tell_classes(console: Console, predictions: Predictions) -> None:
-    confusion = predictions.confusion
-    table = RichTable("class", "sequences", "found", "right when said", "most often taken for", box=SIMPLE)
-    for number, name in enumerate(predictions.encoding.classes):
-        there, said, hit = confusion[number].sum(), confusion[:, number].sum(), confusion[number, number]
-        others = np.where(np.arange(len(confusion)) == number, 0, confusion[number])
-        worst = int(others.argmax())
-        taken = f"{predictions.encoding.classes[worst]} ({others[worst]} times)" if others[worst] else ""
-        found, right = (percent(hit / n) if n else "-" for n in (there, said))
-        table.add_row(name, f"{there:,}", found, right, taken)
-    console.print(table)

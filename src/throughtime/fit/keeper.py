@@ -8,17 +8,13 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.tensorboard import SummaryWriter
 
-from throughtime.fit.data.batches import Batch
 from throughtime.fit.files import write_text
 from throughtime.fit.run_directory import RunDirectory
-from throughtime.fit.training import ClassifierTraining, Totals
+from throughtime.fit.training import Batch, Totals, Training
 
 __all__ = ["Epoch", "RunKeeper"]
 
 Epoch = dict[str, Any]
-COLUMNS: tuple[str, ...] = (
-    "epoch", "step", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "seconds",
-)  # fmt: skip
 
 
 class RunKeeper(pl.Callback):
@@ -44,7 +40,7 @@ class RunKeeper(pl.Callback):
             self._writer = SummaryWriter(str(self.run.tensorboard), purge_step=trainer.global_step + 1)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: ClassifierTraining, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: Training, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         if self._writer is not None:
             self._writer.add_scalar("step/train_loss", pl_module.batch_loss, trainer.global_step)
@@ -52,7 +48,7 @@ class RunKeeper(pl.Callback):
         if self.checkpoint_every and not last and (batch_idx + 1) % self.checkpoint_every == 0:
             self._save(trainer)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: ClassifierTraining) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Training) -> None:
         row = self._take_row(trainer, pl_module)
         self.history.append(row)
         improved = self.best is None or _rank(row) > _rank(self.best)
@@ -75,7 +71,7 @@ class RunKeeper(pl.Callback):
         self.history, self.best = state_dict["history"], state_dict["best"]
         self._seconds = state_dict["seconds"]
 
-    def _take_row(self, trainer: pl.Trainer, module: ClassifierTraining) -> Epoch:
+    def _take_row(self, trainer: pl.Trainer, module: Training) -> Epoch:
         now = time.monotonic()
         seconds, self._seconds, self._began = self._seconds + now - self._began, 0.0, now
         row: Epoch = {"epoch": len(self.history) + 1, "step": trainer.global_step}
@@ -83,12 +79,12 @@ class RunKeeper(pl.Callback):
             totals, module.totals[part] = module.totals[part], Totals()
             known = totals.rows > 0
             row[f"{part}_loss"] = totals.mean_loss if known else None
-            row[f"{part}_accuracy"] = totals.accuracy if known else None
+            row[f"{part}_{module.score.name}"] = module.score.of(totals) if known else None
         return {**row, "seconds": seconds}
 
     def _write(self, row: Epoch) -> None:
         lines = io.StringIO()
-        table = csv.DictWriter(lines, COLUMNS, lineterminator="\n")
+        table = csv.DictWriter(lines, list(row), lineterminator="\n")
         table.writeheader()
         table.writerows(self.history)
         write_text(self.run.metrics, lines.getvalue())
@@ -103,7 +99,9 @@ class RunKeeper(pl.Callback):
 
 
 def _rank(row: Epoch) -> tuple[float, float]:
-    """The larger the better: validation accuracy, then its loss; without validation, the later the better."""
-    if row["validation_accuracy"] is None:
+    """The larger the better: the share of validation rows that are right, where it is known, then the loss; without
+    validation, the later the better."""
+    if row["validation_loss"] is None:
         return row["epoch"], 0.0
-    return row["validation_accuracy"], -row["validation_loss"]
+    shares = [row[name] for name in ("validation_accuracy", "validation_exact_match") if name in row]
+    return (shares or [0.0])[0], -row["validation_loss"]

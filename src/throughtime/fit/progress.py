@@ -8,18 +8,12 @@ import pytorch_lightning as pl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from throughtime.fit.data.batches import Batch
 from throughtime.fit.keeper import Epoch, RunKeeper
-from throughtime.fit.training import ClassifierTraining
+from throughtime.fit.training import Batch, Score, Training
 
-__all__ = ["EpochLines", "PassBar", "percent"]
+__all__ = ["EpochLines", "PassBar"]
 
 LINES = 20  # about so many epochs are told of; the bar shows the others
-HEADER = f"{'epoch':>7}  {'train loss':>10}  {'train acc':>9}  {'valid loss':>10}  {'valid acc':>9}"
-
-
-def percent(share: float | None, digits: int = 1) -> str:
-    return "-" if share is None else f"{100 * share:.{digits}f} %"
 
 
 class EpochLines(pl.Callback):
@@ -29,17 +23,17 @@ class EpochLines(pl.Callback):
         self.console, self.keeper = console, keeper
         self._bar = _make_bar(console)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Training) -> None:
         if not trainer.is_global_zero:
             return
-        self.console.print(f"[bold]{HEADER}[/bold]", highlight=False)
+        self.console.print(f"[bold]{_header(pl_module.score)}[/bold]", highlight=False)
         batches = int(trainer.num_training_batches)
         total = (trainer.max_epochs or 0) * batches
         self._task = self._bar.add_task("training", total=total, completed=trainer.global_step, note="")
         self._bar.start()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: ClassifierTraining, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: Training, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         if not trainer.is_global_zero:
             return
@@ -47,11 +41,11 @@ class EpochLines(pl.Callback):
         note = f"epoch {trainer.current_epoch + 1}, loss {totals.mean_loss:.3f}"
         self._bar.update(self._task, completed=trainer.global_step, note=note)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Training) -> None:
         last, row = trainer.max_epochs or 0, self.keeper.history[-1]
         often = row["epoch"] % max(math.ceil(last / LINES), 1) == 0
         if trainer.is_global_zero and (often or row["epoch"] in (1, last)):
-            self.console.print(_line(row, row is self.keeper.best), highlight=False)
+            self.console.print(_line(row, row is self.keeper.best, pl_module.score), highlight=False)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._bar.stop()
@@ -62,11 +56,16 @@ class EpochLines(pl.Callback):
             self.console.print("Stopped. The same command with --resume goes on from the last checkpoint.")
 
 
-def _line(row: Epoch, best: bool) -> str:
-    line = f"{row['epoch']:>7}  {row['train_loss']:>10.4f}  {percent(row['train_accuracy']):>9}"
+def _header(score: Score) -> str:
+    train, valid = (f"{part} {score.short}" for part in ("train", "valid"))
+    return f"{'epoch':>7}  {'train loss':>10}  {train:>9}  {'valid loss':>10}  {valid:>9}"
+
+
+def _line(row: Epoch, best: bool, score: Score) -> str:
+    line = f"{row['epoch']:>7}  {row['train_loss']:>10.4f}  {score.show(row[f'train_{score.name}']):>9}"
     if row["validation_loss"] is None:
         return line
-    line += f"  {row['validation_loss']:>10.4f}  {percent(row['validation_accuracy']):>9}"
+    line += f"  {row['validation_loss']:>10.4f}  {score.show(row[f'validation_{score.name}']):>9}"
     return line + ("  [green]best so far[/green]" if best else "")
 
 

@@ -1,7 +1,7 @@
 """A directory that holds one run: what it was asked, what it learned, how it went.
 
 config.yaml              the options; `throughtime fit --config` reads them again
-data.json                classes, vocabulary, a fingerprint of the sequences
+data.json                classes or vocabularies, a fingerprint of the data
 model.safetensors        the weights of the best epoch
 checkpoint.safetensors   all that --resume needs
 metrics.csv, tensorboard/, report.html
@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import nn
 
 from throughtime.fit.checkpoint import load_tensors, save_tensors
-from throughtime.fit.data.encoding import Encoding
-from throughtime.fit.data.sources import absolute_source, source_name
 from throughtime.fit.errors import FitError
 from throughtime.fit.files import is_unfinished, write_text
-from throughtime.fit.model import SequenceClassifier, build_model
 from throughtime.fit.options import Options, TrainingOptions
+from throughtime.fit.tasks import TASKS
 
 __all__ = ["RunDirectory", "default_directory"]
 
@@ -70,7 +69,7 @@ class RunDirectory:
                 f"Say --resume to go on with it (a finished run is shown again), or choose another with --run."
             )
 
-    def begin(self, options: Options, encoding: Encoding, fingerprint: str) -> None:
+    def begin(self, options: Options, encoding: Any, fingerprint: str) -> None:
         """Writes what the run is about; on resuming, checks that the data is still the same."""
         if self._data.is_file():
             known = json.loads(self._data.read_text())["fingerprint"]
@@ -92,23 +91,21 @@ class RunDirectory:
         except (yaml.YAMLError, KeyError, TypeError) as error:
             raise FitError(f"{self._config} is not a whole configuration: {error!r}.") from error
 
-    def read_encoding(self) -> Encoding:
+    def read_encoding(self) -> Any:
         if not self._model.is_file():
             raise FitError(f"{self.path} holds no trained model yet. Finish the run with: throughtime fit --resume")
         known = json.loads(self._data.read_text())
         del known["fingerprint"]
-        vocabulary = known.pop("vocabulary")
-        classes = tuple(known.pop("classes"))
-        return Encoding(classes=classes, vocabulary=vocabulary and tuple(vocabulary), **known)
+        return TASKS[self.read_options().task].read_encoding(known)
 
-    def write_model(self, model: SequenceClassifier, epoch: int) -> None:
+    def write_model(self, model: nn.Module, epoch: int) -> None:
         save_tensors(self._model, model.state_dict(), {"epoch": str(epoch)})
 
-    def read_model(self) -> tuple[SequenceClassifier, int]:
+    def read_model(self) -> tuple[nn.Module, int]:
         """The saved model, and the epoch it is from."""
         options, encoding = self.read_options(), self.read_encoding()
         weights, metadata = load_tensors(self._model)
-        model = build_model(options.model, encoding, options.training.seed)
+        model = TASKS[options.task].build_model(options, encoding)
         model.load_state_dict(weights)
         return model.eval(), int(metadata["epoch"])
 
@@ -141,14 +138,15 @@ class RunDirectory:
 
 def default_directory(options: Options) -> Path:
     cell = options.model.cell.replace(":", ".")
-    return Path("runs") / f"{source_name(options.data.data)}-{cell}-{options.model.units}"
+    source = TASKS[options.task].source_name(options.data.data)
+    task = "" if options.task == "classify" else f"{options.task}-"
+    return Path("runs") / f"{source}-{task}{cell}-{options.model.units}"
 
 
 def _flat(options: Options) -> dict[str, Any]:
     """The options as the command line knows them, the source readable from everywhere."""
-    groups = dataclasses.asdict(options).values()
-    flat = {name: value for group in groups for name, value in group.items()}
-    return {**flat, "data": absolute_source(flat["data"])}
+    flat = options.flat()
+    return {**flat, "data": TASKS[options.task].absolute_source(flat["data"])}
 
 
 def _may_change(old: TrainingOptions, new: TrainingOptions) -> set[str]:
@@ -158,4 +156,4 @@ def _may_change(old: TrainingOptions, new: TrainingOptions) -> set[str]:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    return {name: (old[name], new[name]) for name in new if old[name] != new[name]}
+    return {n: (old.get(n), new.get(n)) for n in {**old, **new} if old.get(n) != new.get(n)}

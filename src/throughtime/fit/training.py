@@ -1,60 +1,99 @@
-"""A model and batches -> one step of training, validation or prediction, and the trainer that repeats them."""
+"""A model and batches -> one step of training, validation or prediction, and the trainer that repeats them.
+
+The tasks write what a batch's loss is; noise, rates, sums over processes and checkpoints are the same for all.
+"""
 
 import dataclasses
 import logging
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch import Tensor, nn
 
 from throughtime.fit.checkpoint import SafeCheckpoint
-from throughtime.fit.data.batches import Batch
-from throughtime.fit.model import SequenceClassifier, seed_noise
 from throughtime.fit.options import TrainingOptions
+from throughtime.fit.seeds import seed_noise
+from throughtime.fit.words import figure, percent
 
-__all__ = ["ClassifierTraining", "Processes", "Totals", "make_trainer"]
+__all__ = ["Batch", "Processes", "Score", "Totals", "Training", "make_trainer"]
 
 
 @dataclass
 class Totals:
-    """Sums over the sequences of (a part of) an epoch, in all processes."""
+    """Sums over (a part of) an epoch, in all processes; `units` are what the loss is the mean of, rows or tokens."""
 
     loss: float = 0.0
     correct: float = 0.0
     rows: float = 0.0
+    units: float = 0.0
 
-    def add(self, loss: float, correct: float, rows: float) -> None:
-        self.loss, self.correct, self.rows = self.loss + loss, self.correct + correct, self.rows + rows
+    def add(self, loss: float, correct: float, rows: float, units: float) -> None:
+        self.loss, self.correct = self.loss + loss, self.correct + correct
+        self.rows, self.units = self.rows + rows, self.units + units
 
     @property
     def mean_loss(self) -> float:
-        return self.loss / max(self.rows, 1)
+        return self.loss / max(self.units, 1)
 
     @property
-    def accuracy(self) -> float:
+    def share_correct(self) -> float:
         return self.correct / max(self.rows, 1)
 
 
-class ClassifierTraining(pl.LightningModule):
-    """Cross entropy, averaged over the rows of the whole batch, whichever process holds them.
+@dataclass(frozen=True)
+class Score:
+    """What a person reads beside the loss. share: from 0 to 1, the more the better; else it follows the loss."""
+
+    name: str
+    short: str
+    share: bool
+    of: Callable[[Totals], float]
+
+    def show(self, value: float | None) -> str:
+        return percent(value) if self.share else figure(value)
+
+
+class Batch(Protocol):
+    """This process's rows of a batch; over all processes it has `total` rows, and `units` that the loss is of."""
+
+    @property
+    def lengths(self) -> Tensor: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def units(self) -> int: ...
+
+
+class Training(pl.LightningModule, ABC):
+    """The mean loss over the units of the whole batch, whichever process holds them. A task writes `measure`.
 
     totals: of the epoch so far; whoever reads them at its end makes new ones. batch_loss: of the last batch.
     """
 
-    def __init__(self, model: SequenceClassifier, options: TrainingOptions) -> None:
+    score: Score
+
+    def __init__(self, model: nn.Module, options: TrainingOptions) -> None:
         super().__init__()
         self.model = model
         self.options = options
         self.totals = {"train": Totals(), "validation": Totals()}
         self.batch_loss = 0.0
+
+    @abstractmethod
+    def measure(self, batch: Any, part: str) -> tuple[Tensor, Tensor]:
+        """The sum of the losses of this process's rows, and how many of these rows are right."""
+
+    @abstractmethod
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        """What the model says of a batch; the task puts it together."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.model.parameters(), lr=self.options.learning_rate)
@@ -70,16 +109,11 @@ class ClassifierTraining(pl.LightningModule):
         loss = self._measure(batch, "train")
         if not bool(batch.lengths.any()):
             loss = loss + self._nothing()
-        # The gradients of the processes are averaged; each must count with the rows it holds of the whole batch.
-        return loss * self.trainer.world_size / batch.total
+        # The gradients of the processes are averaged; each must count with what it holds of the whole batch.
+        return loss * self.trainer.world_size / batch.units
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._measure(batch, "validation")
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """(row numbers, log probabilities [B, classes])."""
-        logits = self.model(batch.values, batch.lengths).cpu().double()
-        return batch.rows.cpu(), logits.log_softmax(-1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["totals"] = dataclasses.asdict(self.totals["train"])
@@ -89,15 +123,12 @@ class ClassifierTraining(pl.LightningModule):
 
     def _measure(self, batch: Batch, part: str) -> Tensor:
         """The sum of the losses of this process's rows; those of all processes go into the totals."""
-        logits = self.model(batch.values, batch.lengths)
-        assert batch.labels is not None
-        loss = cross_entropy(logits, batch.labels, reduction="sum")
-        correct = (logits.argmax(-1) == batch.labels).sum()
+        loss, correct = self.measure(batch, part)
         local = torch.stack([loss.detach(), correct.to(loss.dtype)])
         summed: Any = self.trainer.strategy.reduce(local, reduce_op="sum")
         loss_sum, correct_sum = summed.tolist()
-        self.totals[part].add(loss_sum, correct_sum, batch.total)
-        self.batch_loss = loss_sum / batch.total
+        self.totals[part].add(loss_sum, correct_sum, batch.total, batch.units)
+        self.batch_loss = loss_sum / batch.units
         return loss
 
     def _nothing(self) -> Tensor:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from throughtime.fit.data.table import Table, row_of_step
 from throughtime.fit.errors import FitError
 
-__all__ = ["Columns", "read_parquet"]
+__all__ = ["Columns", "is_list", "read_columns", "read_parquet", "read_parts", "read_schema"]
 
 PARTS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
 
@@ -27,32 +27,27 @@ class Columns:
 
     def where_present(self, path: Path) -> "Columns":
         """The same, without labels and split if the file lacks them."""
-        there = _read_schema(path).names
+        there = read_schema(path).names
         label, split = (name if name in there else None for name in (self.label, self.split))
         return Columns(self.steps, label, split)
 
 
 def read_parquet(path: Path, columns: Columns, tokens: bool) -> Table:
-    schema = _read_schema(path)
+    schema = read_schema(path)
     names = columns.steps or _only_list_column(path, schema)
     wanted = [*names, *(name for name in (columns.label, columns.split) if name)]
-    for name in wanted:
-        if name not in schema.names:
-            raise FitError(f"parquet: {path} has no column {name!r}. Its columns are: {', '.join(schema.names)}.")
-    table = _read_table(path, wanted)
-    if not len(table):
-        raise FitError(f"parquet: {path} has no rows.")
+    table = read_columns(path, wanted)
     values, lengths = _read_steps(path, table, names, tokens)
     return Table(
         values=values,
         lengths=lengths,
         labels=_read_labels(table, columns.label) if columns.label else None,
-        parts=_read_parts(table, columns.split) if columns.split else np.full(len(table), ""),
+        parts=read_parts(table, columns.split) if columns.split else np.full(len(table), ""),
         rows=np.arange(len(table)),
     )
 
 
-def _read_schema(path: Path) -> pa.Schema:
+def read_schema(path: Path) -> pa.Schema:
     if not path.is_file():
         raise FitError(f"parquet: there is no file {path}.")
     try:
@@ -61,19 +56,27 @@ def _read_schema(path: Path) -> pa.Schema:
         raise FitError(f"parquet: {path} is not a whole Parquet file: {error}") from error
 
 
-def _read_table(path: Path, names: list[str]) -> pa.Table:
+def read_columns(path: Path, names: list[str]) -> pa.Table:
+    """At least one row of them."""
+    there = read_schema(path).names
+    for name in names:
+        if name not in there:
+            raise FitError(f"parquet: {path} has no column {name!r}. Its columns are: {', '.join(there)}.")
     try:
-        return pq.read_table(path, columns=names)
+        table = pq.read_table(path, columns=names)
     except (pa.ArrowInvalid, OSError) as error:
         raise FitError(f"parquet: {path} cannot be read to its end: {error}") from error
+    if not len(table):
+        raise FitError(f"parquet: {path} has no rows.")
+    return table
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def _only_list_column(path: Path, schema: pa.Schema) -> tuple[str, ...]:
-    lists = [field.name for field in schema if _is_list(field.type)]
+    lists = [field.name for field in schema if is_list(field.type)]
     if len(lists) == 1:
         return (lists[0],)
     if lists:
@@ -107,7 +110,7 @@ def _read_steps(path: Path, table: pa.Table, names: tuple[str, ...], tokens: boo
 
 def _read_list(name: str, column: pa.ChunkedArray, tokens: bool) -> tuple[np.ndarray, np.ndarray]:
     """A list column -> (its steps [N, I], or tokens [N], and the length of each row)."""
-    if not _is_list(column.type):
+    if not is_list(column.type):
         raise FitError(f"parquet: the column {name!r} must hold lists of steps, got {column.type}.")
     if column.null_count:
         row = _first_null(column)
@@ -147,7 +150,7 @@ def _read_tokens(name: str, flat: pa.Array, lengths: np.ndarray) -> np.ndarray:
 def _read_numbers(name: str, flat: pa.Array, lengths: np.ndarray) -> np.ndarray:
     _refuse_null(name, flat, lengths)
     width = 1
-    if _is_list(flat.type):
+    if is_list(flat.type):
         width = _one_width(name, flat, lengths)
         steps, flat = lengths, flat.flatten()
         _refuse_null(name, flat, steps * width)
@@ -204,7 +207,7 @@ def _read_labels(table: pa.Table, name: str) -> np.ndarray:
     raise FitError(f"parquet: labels are class numbers or text; the column {name!r} holds {column.type}.")
 
 
-def _read_parts(table: pa.Table, name: str) -> np.ndarray:
+def read_parts(table: pa.Table, name: str) -> np.ndarray:
     words = [str(word).lower() for word in table.column(name).to_pylist()]
     for row, word in enumerate(words):
         if word not in PARTS:

@@ -1,14 +1,24 @@
 """A Table whose source names some parts -> a part for every row, fixed by a seed."""
 
+from typing import Protocol
+
 import numpy as np
 
-from throughtime.fit.data.table import Table
 from throughtime.fit.errors import FitError
 
 __all__ = ["assign_parts"]
 
 
-def assign_parts(table: Table, validation: float, test: float, seed: int) -> np.ndarray:
+class HasParts(Protocol):
+    """Rows, and for each the part that the source puts it in, or ""."""
+
+    @property
+    def parts(self) -> np.ndarray: ...
+
+    def __len__(self) -> int: ...
+
+
+def assign_parts(table: HasParts, validation: float, test: float, seed: int) -> np.ndarray:
     """[R] of "train", "validation", "test". A part that the source lacks is drawn from the rows left for training."""
     if not (validation < 1 and test < 1 and validation + test < 1):
         raise FitError(

@@ -1,1 +1,1 @@
-"""A finished run -> one page that needs nothing else: measure, draw, fill in the template."""
+"""A finished run -> one page that needs nothing else. What a page says of its task is in tasks/."""

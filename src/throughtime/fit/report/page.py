@@ -1,182 +1,63 @@
-"""A finished run -> report.html: choose what to show, measure it, draw it, fill in the template."""
+"""A finished run and what its task has to show -> one page of HTML."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-import numpy as np
 import yaml
-from jinja2 import Environment, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 import throughtime
-from throughtime.fit.data.batches import Batch, Batches
-from throughtime.fit.data.encoding import Encoding
-from throughtime.fit.data.sources import Data, source_name
-from throughtime.fit.data.table import Table
-from throughtime.fit.files import write_text
-from throughtime.fit.model import SequenceClassifier, build_model
+from throughtime.fit.data.parts import Data
 from throughtime.fit.options import Options
-from throughtime.fit.predictions import Predictions
-from throughtime.fit.report import figures
-from throughtime.fit.report.measure import Traces, trace_states
-from throughtime.fit.run_directory import RunDirectory
+from throughtime.fit.report.figures import draw_curves
+from throughtime.fit.training import Score
 
-__all__ = ["write_report"]
-
-MISTAKES, TRACED = 24, 64  # wrong examples, sequences for the gradients
-TRACED_STEPS = 20_000  # of all those sequences together, so that long ones still fit in memory
+__all__ = ["Finished", "render"]
 
 
-def write_report(
-    directory: RunDirectory,
-    options: Options,
-    data: Data,
-    model: SequenceClassifier,
-    history: Sequence[dict[str, Any]],
-    predictions: Predictions,
-    results: dict[str, Any],
-) -> None:
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    template = environment.from_string(files("throughtime.fit.report").joinpath("page.html").read_text())
-    page = template.render(
-        options=options,
-        source=source_name(options.data.data),
-        data=data,
+@dataclass(frozen=True)
+class Finished:
+    """A run that is over, for its page.
+
+    history: a row an epoch. said: what the saved model says of the test part. results: what results.json will hold.
+    """
+
+    options: Options
+    source: str
+    data: Data
+    model: Any
+    history: Sequence[dict[str, Any]]
+    said: Any
+    results: dict[str, Any]
+
+
+def render(
+    package: str, run: Finished, score: Score, subtitle: str, tiles: Sequence[tuple[str, str]], **values: Any
+) -> str:
+    """The template page.html of a task's package, inside base.html; the first tile is the one that matters."""
+    pages = {
+        "base.html": files("throughtime.fit.report").joinpath("base.html").read_text(),
+        "page.html": files(package).joinpath("page.html").read_text(),
+    }
+    environment = Environment(autoescape=True, undefined=StrictUndefined, loader=DictLoader(pages))
+    results = run.results
+    common = [
+        (f"{results['best_epoch']} of {results['epochs']}", "the epoch whose weights were saved"),
+        (f"{results['seconds']:.0f} s", "of training"),
+        (f"{results['parameters']:,}", "parameters"),
+    ]
+    return environment.get_template("page.html").render(
+        title=f"{run.options.model.cell} on {run.source}",
+        subtitle=subtitle,
+        tiles=[tiles[0], *common, *tiles[1:]],
+        options=run.options,
+        data=run.data,
         results=results,
         version=getattr(throughtime, "__version__", None),
-        settings=_settings(options),
-        curves=Markup(figures.draw_curves(history, results["best_epoch"])),
-        confusion=Markup(figures.draw_confusion(predictions.confusion, data.encoding.classes)),
-        pairs=_worst_pairs(predictions),
-        mistakes=_mistakes(predictions),
-        states=_states(model, predictions),
-        **_gradients(model, options, predictions),
+        settings=yaml.safe_dump(run.options.flat(), sort_keys=False),
+        curves=Markup(draw_curves(run.history, results["best_epoch"], score)),
+        **values,
     )
-    write_text(directory.report, page)
-
-
-def _settings(options: Options) -> str:
-    groups = (options.data, options.model, options.training)
-    return yaml.safe_dump({name: value for group in groups for name, value in vars(group).items()}, sort_keys=False)
-
-
-def _worst_pairs(predictions: Predictions) -> list[tuple[str, str, int]]:
-    """The most frequent mistakes: (it is, the model says, how often)."""
-    names, wrong = predictions.encoding.classes, predictions.confusion.copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:3]
-    pairs = [np.unravel_index(place, wrong.shape) for place in order]
-    return [(names[it], names[said], int(wrong[it, said])) for it, said in pairs if wrong[it, said]]
-
-
-def _mistakes(predictions: Predictions) -> dict[str, Any]:
-    """The surest mistakes first: drawn, or as text where steps are tokens."""
-    sureness = predictions.log_probabilities.max(-1)
-    wrong = predictions.wrong
-    chosen = wrong[np.argsort(-sureness[wrong], kind="stable")][:MISTAKES]
-    table, encoding = predictions.table, predictions.encoding
-    sequences = [_sequence(table, encoding, place) for place in chosen]
-    titles = [_title(predictions, place) for place in chosen]
-    shown: dict[str, Any] = {"count": len(wrong), "shown": len(chosen), "drawing": None, "texts": []}
-    if encoding.vocabulary is not None:
-        shown["texts"] = [(title, " ".join(map(str, words[:60]))) for title, words in zip(titles, sequences)]
-    elif len(chosen):
-        shown["drawing"] = Markup(figures.draw_mistakes(sequences, titles, encoding.picture))
-    return shown
-
-
-def _title(predictions: Predictions, place: int) -> str:
-    names = predictions.encoding.classes
-    it, said = names[predictions.labels[place]], names[predictions.guesses[place]]
-    sure = np.exp(predictions.log_probabilities[place].max())
-    return f"is {it}, said {said} ({sure:.0%})" if it != said else f"{it}, said {said} ({sure:.0%})"
-
-
-def _sequence(table: Table, encoding: Encoding, place: int) -> np.ndarray:
-    """[T, I] numbers, or [T] words."""
-    steps = table.values[table.steps_of(np.asarray([place]))]
-    if encoding.vocabulary is None:
-        return steps
-    words = np.asarray(["?", *map(str, encoding.vocabulary)])
-    return words[steps]
-
-
-def _batch(predictions: Predictions, places: Sequence[int] | np.ndarray) -> Batch:
-    table = predictions.table.take(np.asarray(places))
-    (batch,) = Batches(table, len(table))
-    return batch
-
-
-def _states(model: SequenceClassifier, predictions: Predictions) -> str:
-    table, encoding, places = predictions.table, predictions.encoding, _shown(predictions)
-    if not places:
-        return Markup("")
-    single = [_trace_one(model, predictions, place) for place in places]
-    return Markup(
-        figures.draw_states(
-            [_sequence(table, encoding, place) for place in places],
-            [traces.units[0] for traces in single],
-            [traces.beliefs[0] for traces in single],
-            [_title(predictions, place) for place in places],
-            encoding.classes,
-            encoding.picture,
-        )
-    )
-
-
-def _trace_one(model: SequenceClassifier, predictions: Predictions, place: int) -> Traces:
-    return trace_states(model, _batch(predictions, [place]))
-
-
-def _shown(predictions: Predictions) -> list[int]:
-    """The surest mistake, after a sequence of each of its two classes that was surely right; or two that were."""
-    sure = np.where(predictions.table.lengths > 0, predictions.log_probabilities.max(-1), -np.inf)
-    wrong = predictions.guesses != predictions.labels
-    classes, mistakes = list(range(len(predictions.encoding.classes)))[:2], []
-    if wrong.any():
-        surest = int(np.where(wrong, sure, -np.inf).argmax())
-        classes, mistakes = [predictions.labels[surest], predictions.guesses[surest]], [surest]
-    of_class = [np.where(~wrong & (predictions.labels == c), sure, -np.inf) for c in classes]
-    rights = [int(score.argmax()) for score in of_class if score.max() > -np.inf]
-    return [place for place in [*rights, *mistakes] if sure[place] > -np.inf]
-
-
-def _gradients(model: SequenceClassifier, options: Options, predictions: Predictions) -> dict[str, Any]:
-    """The drawing, and how the gradient at the first step compares with that at the last."""
-    lengths = predictions.table.lengths
-    places = np.flatnonzero(lengths > 0)[:TRACED]
-    fits = np.cumsum(lengths[places]) <= TRACED_STEPS
-    places = places[fits] if fits.any() else places[:1]
-    if not len(places):
-        return {"gradients": Markup(""), "vanishing": None, "traced": 0, "ragged": False}
-    batch = _batch(predictions, places)
-    fresh = build_model(options.model, predictions.encoding, options.training.seed)
-    curves = {
-        when: _mean_curves(trace_states(m, batch), batch.lengths.numpy())
-        for when, m in (("before training", fresh), ("saved model", model))
-    }
-    ragged = len(np.unique(lengths[places])) > 1
-    state = curves["saved model"]["state"]
-    return {
-        "gradients": Markup(figures.draw_gradients(curves, from_end=ragged)),
-        "vanishing": float(state[0] / state[-1]) if state[-1] > 0 else None,
-        "traced": len(places),
-        "ragged": ragged,
-    }
-
-
-def _mean_curves(traces: Traces, lengths: np.ndarray) -> dict[str, np.ndarray]:
-    return {
-        "state": _mean_from_end(traces.state_gradients, lengths),
-        "inputs": _mean_from_end(traces.input_gradients, lengths),
-    }
-
-
-def _mean_from_end(norms: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """[B, T] -> [T]: the mean over rows that are so many steps from their end, the last step last."""
-    longest = int(lengths.max())
-    shifted = np.full((len(lengths), longest), np.nan)
-    for row, length in enumerate(lengths):
-        shifted[row, longest - length :] = norms[row, :length]
-    return np.nanmean(shifted, axis=0)

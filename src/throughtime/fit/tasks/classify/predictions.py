@@ -4,18 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv as pcsv
-import pyarrow.parquet as pq
 
-from throughtime.fit.data.encoding import Encoding
+from throughtime.fit.data.output import write_columns
 from throughtime.fit.data.table import Table
-from throughtime.fit.errors import FitError
-from throughtime.fit.files import replacing
+from throughtime.fit.tasks.classify.encoding import Encoding
 
-__all__ = ["Predictions", "check_output", "write_predictions"]
-
-SUFFIXES = (".parquet", ".csv")
+__all__ = ["Predictions", "write_predictions"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +22,10 @@ class Predictions:
     table: Table
     log_probabilities: np.ndarray
     encoding: Encoding
+
+    @property
+    def has_answers(self) -> bool:
+        return self.table.labels is not None
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -64,22 +62,8 @@ class Predictions:
         return pairs.reshape(count, count)
 
 
-def check_output(path: Path) -> None:
-    if path.suffix not in SUFFIXES:
-        raise FitError(f"--out must end in {' or '.join(SUFFIXES)}, got {path}.")
-
-
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Columns: row, prediction, probability, label where it is known, and p_CLASS for each class."""
-    table = _arrow_table(predictions)
-    with replacing(path) as temporary:
-        if path.suffix == ".csv":
-            pcsv.write_csv(table, temporary)
-        else:
-            pq.write_table(table, temporary)
-
-
-def _arrow_table(predictions: Predictions) -> pa.Table:
     table, probabilities, guesses = predictions.table, predictions.probabilities, predictions.guesses
     names = np.asarray(predictions.encoding.classes)
     columns: dict[str, np.ndarray] = {
@@ -90,7 +74,7 @@ def _arrow_table(predictions: Predictions) -> pa.Table:
     if table.labels is not None:
         columns["label"] = _named(predictions.encoding, names, table.labels)
     columns |= {f"p_{name}": probabilities[:, number] for number, name in enumerate(names)}
-    return pa.table({name: pa.array(column) for name, column in columns.items()})
+    write_columns(path, columns)
 
 
 def _named(encoding: Encoding, names: np.ndarray, numbers: np.ndarray) -> np.ndarray:

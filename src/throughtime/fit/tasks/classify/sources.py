@@ -1,37 +1,21 @@
 """What the options name -> Table or Data. The only place that knows the kinds of sources."""
 
-import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from throughtime.fit.data.digits import read_digits
-from throughtime.fit.data.encoding import Encoding, encode, learn_encoding
-from throughtime.fit.data.idx import read_idx
 from throughtime.fit.data.parquet import Columns, read_parquet
+from throughtime.fit.data.parts import PARTS, Data, fingerprint_of
 from throughtime.fit.data.split import assign_parts
 from throughtime.fit.data.table import Table
 from throughtime.fit.errors import FitError
 from throughtime.fit.options import DataOptions
+from throughtime.fit.tasks.classify.digits import read_digits
+from throughtime.fit.tasks.classify.encoding import Encoding, encode, learn_encoding
+from throughtime.fit.tasks.classify.idx import read_idx
 
-__all__ = ["PARTS", "Data", "absolute_source", "read_data", "read_table", "source_name"]
-
-PARTS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True)
-class Data:
-    """Encoded sequences in three parts, and a fingerprint of all of them."""
-
-    train: Table
-    validation: Table
-    test: Table
-    encoding: Encoding
-    fingerprint: str
-
-    def part(self, name: str) -> Table:
-        return {"train": self.train, "validation": self.validation, "test": self.test}[name]
+__all__ = ["absolute_source", "read_data", "read_table", "source_name"]
 
 
 def read_data(options: DataOptions, tokens: bool, encoding: Encoding | None = None) -> Data:
@@ -41,7 +25,8 @@ def read_data(options: DataOptions, tokens: bool, encoding: Encoding | None = No
     rows = {part: np.flatnonzero(parts == part) for part in PARTS}
     encoding = encoding or learn_encoding(table, rows["train"], options.classes)
     encoded = replace(encode(table, encoding), parts=parts)
-    return Data(*(encoded.take(rows[part]) for part in PARTS), encoding=encoding, fingerprint=_fingerprint(encoded))
+    arrays = [array for array in (encoded.values, encoded.lengths, encoded.labels, encoded.parts) if array is not None]
+    return Data(*(encoded.take(rows[part]) for part in PARTS), encoding=encoding, fingerprint=fingerprint_of(arrays))
 
 
 def read_table(options: DataOptions, tokens: bool, need_labels: bool) -> Table:
@@ -77,10 +62,3 @@ def _columns(options: DataOptions, path: Path, need_labels: bool) -> Columns:
     steps = tuple(name.strip() for name in (options.columns or "").split(",") if name.strip())
     columns = Columns(steps, options.label, options.split_column)
     return columns if need_labels else columns.where_present(path)
-
-
-def _fingerprint(table: Table) -> str:
-    digest = hashlib.sha256()
-    for array in (table.values, table.lengths, table.labels, table.parts):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:16]

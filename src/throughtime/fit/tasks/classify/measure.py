@@ -3,7 +3,6 @@
 The unroller is asked for one step at a time, so that every state in between is at hand; the meaning is the same.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,8 @@ from torch.nn.functional import cross_entropy
 
 import throughtime
 from throughtime.fit.data.batches import Batch
-from throughtime.fit.model import SequenceClassifier, final_features
+from throughtime.fit.nested import map_tensors, tensors_in
+from throughtime.fit.tasks.classify.model import SequenceClassifier, final_features
 
 __all__ = ["Traces", "trace_states"]
 
@@ -47,7 +47,7 @@ def trace_states(model: SequenceClassifier, batch: Batch) -> Traces:
         features = [final_features(cell, steps[:, t : t + 1], state, ones) for t, state in enumerate(states[-1])]
         logits = torch.stack([model.readout(h) for h in features], 1)
         loss = cross_entropy(logits[:, -1], batch.labels, reduction="sum")
-        leaves = [[*_tensors(at_step)] for at_step in zip(*states)]
+        leaves = [[*tensors_in(at_step)] for at_step in zip(*states)]
         wanted = [inputs, *(leaf for step in leaves for leaf in step)]
         gradients = iter(torch.autograd.grad(loss, wanted, allow_unused=True))
     input_gradient = next(gradients)
@@ -67,30 +67,12 @@ def _unroll(cell: Any, steps: Tensor, lengths: Tensor) -> tuple[Tensor, list[Any
     for t in range(steps.shape[1]):
         running = (lengths > t).to(lengths.dtype)
         output, state = throughtime.dynamic_rnn(cell, steps[:, t : t + 1], running, state, backend="portable")
-        state = _copied(state)  # a point of its own in the graph: c does not count again through the same step's h
+        state = map_tensors(
+            torch.clone, state
+        )  # a point of its own in the graph: c does not count again through the same step's h
         outputs.append(output)
         states.append(state)
     return torch.cat(outputs, 1), states
-
-
-def _tensors(nested: Any) -> Iterator[Tensor]:
-    if isinstance(nested, Tensor):
-        yield nested
-    elif isinstance(nested, dict):
-        for part in nested.values():
-            yield from _tensors(part)
-    else:
-        for part in nested:
-            yield from _tensors(part)
-
-
-def _copied(nested: Any) -> Any:
-    if isinstance(nested, Tensor):
-        return nested.clone()
-    if isinstance(nested, dict):
-        return {key: _copied(part) for key, part in nested.items()}
-    parts = [_copied(part) for part in nested]
-    return type(nested)(*parts) if hasattr(nested, "_fields") else type(nested)(parts)
 
 
 def _norm(gradients: list[Tensor | None], rows: int) -> Tensor:

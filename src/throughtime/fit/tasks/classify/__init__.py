@@ -1,0 +1,1 @@
+"""Sequences of numbers or tokens -> a class for each."""

@@ -1,0 +1,1 @@
+"""Running text -> how it goes on."""

@@ -1,0 +1,1 @@
+"""Sequences of tokens -> other sequences of tokens."""

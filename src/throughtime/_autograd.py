@@ -1,5 +1,6 @@
 """The autograd Function of a compiled loop: save, run two kernels, nothing else."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +10,8 @@ from torch import Tensor
 
 from throughtime._errors import BackendError
 from throughtime.loop.native.batch import Source
-from throughtime.loop.native.kernel import Batch, NativeKernel
-from throughtime.loop.native.room import Empty, fresh, room
+from throughtime.loop.native.kernel import Batch, Bound, NativeKernel
+from throughtime.loop.native.room import fresh, room
 from throughtime.plan.memory import MemoryPolicy, SaveAll
 
 __all__ = ["NativeCall", "run_native"]
@@ -32,12 +33,13 @@ class NativeCall:
     memory: MemoryPolicy = field(default_factory=SaveAll)
     source: Source | None = None
 
-    @property
-    def empty(self) -> Empty:
+    def bind(self, flat: Sequence[Tensor]) -> Bound:
         """Who asks for little memory has none kept."""
-        return room.empty if isinstance(self.memory, SaveAll) else fresh
+        consts, rows, xs, _ = self.split(flat)
+        empty = room.empty if isinstance(self.memory, SaveAll) else fresh
+        return self.kernel.bind(self.batch, consts, rows, xs, self.seed, self.user_rows, empty, self.source)
 
-    def split(self, flat: tuple[Tensor, ...]) -> list[list[Tensor]]:
+    def split(self, flat: Sequence[Tensor]) -> list[list[Tensor]]:
         parts, start = [], 0
         for size in self.sizes:
             parts.append(list(flat[start : start + size]))
@@ -47,26 +49,24 @@ class NativeCall:
 
 def run_native(call: NativeCall, flat: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """flat: consts, row consts, xs, carry -> (ys [N, ...], final carry [B, ...])."""
-    # Inside a Function gradients are always off, and `needs_input_grad` does not know of `no_grad`.
-    training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in flat)
-    results = _Loop.apply(call, training, *flat)
-    count = len(call.kernel.plan.ys)
-    return list(results[:count]), list(results[count:])
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in flat):
+        results = _Loop.apply(call, *flat)
+        count = len(call.kernel.plan.ys)
+        return list(results[:count]), list(results[count:])
+    ys, final, _ = call.kernel.forward(call.bind(flat), call.split(flat)[3], call.chunk, None)
+    return ys, final
 
 
 class _Loop(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: NativeCall, training: bool, *flat: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, call: NativeCall, *flat: Tensor) -> tuple[Tensor, ...]:
         kernel = call.kernel
-        consts, rows, xs, carry = call.split(flat)
-        bound = kernel.bind(call.batch, consts, rows, xs, call.seed, call.user_rows, call.empty, call.source)
-        schedule = kernel.schedule(call.memory, call.batch, call.chunk) if training else None
-        ys, final, kept = kernel.forward(bound, carry, call.chunk, schedule)
-        if schedule is not None:
-            ctx.call, ctx.schedule, ctx.kept = call, schedule, kept.without_tensors()
-            outputs = [] if schedule.runs_again else [kept.ys[name] for name in kernel.outputs_read]
-            ctx.save_for_backward(*flat, *outputs, *kept.tensors())
-            ctx.set_materialize_grads(False)
+        schedule = kernel.schedule(call.memory, call.batch, call.chunk)
+        ys, final, kept = kernel.forward(call.bind(flat), call.split(flat)[3], call.chunk, schedule)
+        ctx.call, ctx.schedule, ctx.kept = call, schedule, kept.without_tensors()
+        outputs = [] if schedule.runs_again else [kept.ys[name] for name in kernel.outputs_read]
+        ctx.save_for_backward(*flat, *outputs, *kept.tensors())
+        ctx.set_materialize_grads(False)
         # Detached: a view made in here could not be written on, and one not kept may be.
         results = tuple(result.detach() for result in (*ys, *final))
         ctx.mark_non_differentiable(*(result for result in results if not result.is_floating_point()))
@@ -81,18 +81,17 @@ class _Loop(torch.autograd.Function):
             )
         call: NativeCall = ctx.call
         flat, rest = _cut(ctx.saved_tensors, sum(call.sizes))
-        kernel, (consts, rows, xs, _) = call.kernel, call.split(flat)
+        kernel = call.kernel
         read = () if ctx.schedule.runs_again else kernel.outputs_read
         outputs, tensors = _cut(rest, len(read))
         kept = ctx.kept.with_tensors(dict(zip(read, outputs)), tensors)
-        bound = kernel.bind(call.batch, consts, rows, xs, call.seed, call.user_rows, call.empty, call.source)
         d_ys, d_final = _cut(incoming, len(kernel.plan.ys))
-        found = kernel.backward(bound, kept, ctx.schedule, d_ys, d_final, call.chunk)
-        gradients = [*found["consts"], *found["row_consts"], *found["xs"][: len(xs)], *found["carry"]]
+        found = kernel.backward(call.bind(flat), kept, ctx.schedule, d_ys, d_final, call.chunk)
+        gradients = [*found["consts"], *found["row_consts"], *found["xs"][: call.sizes[2]], *found["carry"]]
         if torch.is_grad_enabled():
             depends_on = [*flat, *(d for d in incoming if d is not None)]
             gradients = [None if g is None else _NoSecondDerivative.apply(g, *depends_on) for g in gradients]
-        return (None, None, *gradients)
+        return (None, *gradients)
 
 
 def _cut(items: tuple[Any, ...], place: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -40,10 +40,10 @@ from throughtime.plan.memory import MemoryPolicy, SaveAll
 __all__ = [
     "Compiled",
     "Forecast",
+    "Progress",
     "Refusal",
     "Run",
     "compilations",
-    "compiled_loop",
     "find_loop",
     "forecast",
     "run",
@@ -123,11 +123,6 @@ def run(request: Run) -> tuple[Nested, Nested]:
             f"Say backend='portable' to run it so without this warning.",
         )
     return _portable(request)
-
-
-def compiled_loop(request: Run) -> Compiled | Refusal:
-    """The request's loop, out of the cache if it was compiled before."""
-    return find_loop(request)[0]
 
 
 def find_loop(request: Run) -> tuple[Compiled | Refusal, list[Tensor]]:
@@ -296,6 +291,35 @@ class ResetStep:
 
 
 def _native(request: Run, loop: Compiled, consts: list[Tensor]) -> tuple[Nested, Nested]:
+    call, flat = _native_call(request, loop, consts)
+    ys, final = run_native(call, flat)
+    return unflatten(loop.trace.ys_structure, ys), unflatten(flatten(request.state)[1], final)
+
+
+class Progress:
+    """A run without gradients that its caller looks at on the way."""
+
+    def __init__(self, request: Run, loop: Compiled, consts: list[Tensor]) -> None:
+        call, flat = _native_call(request, loop, consts)
+        self._loop, (self._carry, self._structure) = loop, flatten(request.state)
+        self._stepper = loop.kernel.stepper(call.bind(flat), self._carry, request.chunk)
+
+    @property
+    def steps_left(self) -> int:
+        return self._stepper.steps_left
+
+    def advance(self, steps: int) -> Nested:
+        """ys of the next steps, in loop order."""
+        return unflatten(self._loop.trace.ys_structure, self._loop.kernel.outputs(self._stepper.advance(steps)))
+
+    @property
+    def state(self) -> Nested:
+        """As it is now; the next steps write on it."""
+        return unflatten(self._structure, self._loop.kernel.final(self._stepper.state, self._carry))
+
+
+def _native_call(request: Run, loop: Compiled, consts: list[Tensor]) -> tuple[NativeCall, list[Tensor]]:
+    """The call, and its tensors one after the other."""
     step = _traced(request)
     source = request.ragged.source
     xs = leaves(step.xs) if source is None else []
@@ -311,8 +335,7 @@ def _native(request: Run, loop: Compiled, consts: list[Tensor]) -> tuple[Nested,
         request.memory,
         None if source is None else lambda start, stop: leaves(source(start, stop)),
     )
-    ys, final = run_native(call, [tensor for group in groups for tensor in group])
-    return unflatten(loop.trace.ys_structure, ys), unflatten(flatten(request.state)[1], final)
+    return call, [tensor for group in groups for tensor in group]
 
 
 def _warn_once(cell: Any, reason: str, message: str) -> None:

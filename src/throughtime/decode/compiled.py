@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from throughtime._nested import Nested, leaves, map_leaves
-from throughtime._pipeline import Compiled, Run, compiled_loop, run
+from throughtime._pipeline import Compiled, Progress, Run, find_loop
 from throughtime._sequence import read_sequence
 from throughtime.decode.feedback import CHUNK, Feedback, Request
-from throughtime.decode.single import Step
+from throughtime.decode.single import Steps
 from throughtime.decode.tokens import check_logits
 
 __all__ = ["greedy_steps"]
 
 FIRST_STEPS, MOST_STEPS = 8, 32
+LONGEST_RUN = 256
 
 
 class GreedyStep(nn.Module):
@@ -61,7 +62,7 @@ class _Once:
         return 0
 
 
-def greedy_steps(request: Request, backend: str) -> Iterator[Step] | None:
+def greedy_steps(request: Request, backend: str) -> Iterator[Steps] | None:
     """None where the compiled loop cannot run it: a constraint, alignments, or a step that is refused."""
     if backend == "portable" or request.constraint is not None or request.alignments or not request.batch_size:
         return None
@@ -71,10 +72,8 @@ def greedy_steps(request: Request, backend: str) -> Iterator[Step] | None:
         return None
     step = _greedy_step(request.step.cell, embedding.given, layer, _Once(request.step))
     tokens = request.ids.to(first.dtype).unsqueeze(-1)
-    loop = _Loop(step, backend)
-    if not loop.fits((tokens, request.state), request.row_consts):
-        return None
-    return loop.steps(request, tokens)
+    found, consts = find_loop(_run_of(step, (tokens, request.state), request.row_consts, 1))
+    return _steps(request, tokens, step, found, consts) if isinstance(found, Compiled) else None
 
 
 def _first_logits(request: Request) -> Tensor:
@@ -84,60 +83,43 @@ def _first_logits(request: Request) -> Tensor:
     return logits
 
 
-class _Loop:
-    def __init__(self, step: GreedyStep, backend: str) -> None:
-        self.step, self.backend = step, backend
+def _run_of(step: GreedyStep, state: Nested, row_consts: Nested, steps: int) -> Run:
+    token = leaves(state)[0]
+    ragged = read_sequence(token.new_zeros(len(token), steps, 1))
+    return Run(step, ragged, state, row_consts, reset=None, reset_state=None, backend="native", chunk=CHUNK)
 
-    def _request(self, state: Nested, row_consts: Nested, steps: int) -> Run:
-        token = leaves(state)[0]
-        ragged = read_sequence(token.new_zeros(len(token), steps, 1))
-        return Run(
-            cell=self.step,
-            ragged=ragged,
-            state=state,
-            row_consts=row_consts,
-            reset=None,
-            reset_state=None,
-            backend="native",
-            chunk=CHUNK,
-        )
 
-    def fits(self, state: Nested, row_consts: Nested) -> bool:
-        return isinstance(compiled_loop(self._request(state, row_consts, 1)), Compiled)
-
-    @torch.no_grad()
-    def steps(self, request: Request, tokens: Tensor) -> Iterator[Step]:
-        rows = torch.arange(request.batch_size)
-        state, row_consts = (tokens, request.state), request.row_consts
-        scores = tokens.new_zeros(len(rows))
-        time, count = 0, FIRST_STEPS
-        while len(rows) and time != request.max_steps:
-            if request.max_steps is not None:
-                count = min(count, request.max_steps - time)
-            (ids, log_p), state = run(self._request(state, row_consts, count))
-            ids = ids.view(count, len(rows)).long()
-            sums = scores + log_p.view(count, len(rows)).cumsum(0)
+@torch.no_grad()
+def _steps(request: Request, tokens: Tensor, step: GreedyStep, loop: Compiled, consts: list[Tensor]) -> Iterator[Steps]:
+    rows = torch.arange(request.batch_size)
+    state, row_consts = (tokens, request.state), request.row_consts
+    scores = tokens.new_zeros(len(rows))
+    left = request.max_steps
+    while len(rows) and left != 0:
+        longest = LONGEST_RUN if left is None else min(left, LONGEST_RUN)
+        progress = Progress(_run_of(step, state, row_consts, longest), loop, consts)
+        count, all_run = FIRST_STEPS, True
+        while all_run and progress.steps_left:
+            count = min(count, progress.steps_left)
+            ids, log_p = (y.view(count, len(rows)) for y in progress.advance(count))
+            sums = scores + log_p.cumsum(0)
             ended = _ended(ids, request.end_token)
-            yield from _running_steps(rows, ids, sums, ended)
-            time += count
-            if not bool(ended[-1].any()):
-                scores, count = sums[-1], min(2 * count, MOST_STEPS)
-                continue
+            all_run = ended is None or not bool(ended[-1].any())
+            yield Steps(rows, ids.long(), sums, running=None if ended is None or all_run else ~_before(ended))
+            scores, count = sums[-1], min(2 * count, MOST_STEPS)
+        left = None if left is None else left - (longest - progress.steps_left)
+        state = progress.state
+        if ended is not None and not all_run:
             keep = (~ended[-1]).nonzero()[:, 0]
-            rows, scores, count = rows[keep], sums[-1][keep], FIRST_STEPS
+            rows, scores = rows[keep], scores[keep]
             state, row_consts = map_leaves(lambda leaf: leaf.index_select(0, keep), (state, row_consts))  # noqa: B023
 
 
-def _ended(ids: Tensor, end_token: int | None) -> Tensor:
-    """[t, A]: whether a row has said its end token at step t or before."""
-    return (ids == (-1 if end_token is None else end_token)).cummax(0).values
+def _ended(ids: Tensor, end_token: int | None) -> Tensor | None:
+    """[n, A]: whether a row has said its end token at step t or before."""
+    return None if end_token is None else (ids == end_token).cummax(0).values
 
 
-def _running_steps(rows: Tensor, ids: Tensor, sums: Tensor, ended: Tensor) -> Iterator[Step]:
-    """The steps of a chunk; a row has none after its end token."""
-    before = torch.cat([torch.zeros_like(ended[:1]), ended[:-1]])
-    whole = (~before).all(1).tolist()
-    for t, everyone in enumerate(whole):
-        running = slice(None) if everyone else ~before[t]
-        if everyone or bool((~before[t]).any()):
-            yield Step(rows[running], ids[t][running], sums[t][running], ())
+def _before(ended: Tensor) -> Tensor:
+    """The same before each step."""
+    return torch.cat([torch.zeros_like(ended[:1]), ended[:-1]])

@@ -1,6 +1,6 @@
 """A cell that is fed with its own outputs -> token ids until each row has said its end token. The front door."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from throughtime.decode.compiled import greedy_steps
 from throughtime.decode.feedback import Constraint, Feedback, Request, prepare
 from throughtime.decode.prompt import read_prompts
 from throughtime.decode.search import Hypotheses, search
-from throughtime.decode.single import Step, choose_by, steps_of
+from throughtime.decode.single import Steps, choose_by, steps_of
 from throughtime.decode.strategies import Beam, Greedy, Sample, Strategy
 from throughtime.decode.tokens import check_callable, check_end_token, read_embedding, read_end_token
 
@@ -146,11 +146,20 @@ def generate_stream(
         cell, start, eos, embed, output_layer, max_steps, constraint, initial_state, start_length, False, backend
     )
     steps = _steps(request, strategy, backend)
-    return (StreamedStep(step.rows, step.ids, step.scores) for step in steps)
+    return (step for some in steps for step in _one_by_one(some))
+
+
+def _one_by_one(steps: Steps) -> Iterator[StreamedStep]:
+    for t, (ids, scores) in enumerate(zip(steps.ids, steps.scores)):
+        if steps.running is None:
+            yield StreamedStep(steps.rows, ids, scores)
+        elif bool(steps.running[t].any()):
+            running = steps.running[t]
+            yield StreamedStep(steps.rows[running], ids[running], scores[running])
 
 
 @torch.no_grad()
-def _steps(request: Request, strategy: Any, backend: Backend) -> Iterator[Step]:
+def _steps(request: Request, strategy: Any, backend: Backend) -> Iterator[Steps]:
     """Compiled where that can be, else step by step."""
     compiled = greedy_steps(request, backend) if isinstance(_checked(strategy), Greedy) else None
     if compiled is not None:
@@ -204,30 +213,27 @@ def _checked(strategy: Any) -> Greedy | Sample:
     return strategy
 
 
-def _collect(request: Request, steps: list[Step]) -> Generation:
+def _collect(request: Request, found: list[Steps]) -> Generation:
     """The steps of the rows that ran -> one rectangle."""
     rows, device = request.batch_size, request.ids.device
-    if not steps:
+    counts = [count for steps in found for count in steps.counts()]
+    if not counts:
         ids, lengths, scores = torch.zeros(rows, 0, dtype=torch.long, device=device), request.ids, request.ids.double()
         return Generation(ids, lengths, scores)
-    where = (torch.cat([step.rows for step in steps]), _times(steps))
+    of_rows = torch.cat([steps.real(steps.rows.expand(len(steps.ids), -1)) for steps in found])
+    times = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(device)
 
-    def rectangle(parts: list[Tensor], fill: float) -> Tensor:
-        real = torch.cat(parts)
-        return real.new_full((rows, len(steps), *real.shape[1:]), fill).index_put_(where, real)
+    def rectangle(parts: Iterable[Tensor], fill: float) -> Tensor:
+        real = torch.cat([steps.real(part) for steps, part in zip(found, parts)])
+        return real.new_full((rows, len(counts), *real.shape[1:]), fill).index_put_((of_rows, times), real)
 
-    ids = rectangle([step.ids for step in steps], request.end_token or 0)
-    lengths = torch.bincount(where[0], minlength=rows)
-    scores = rectangle([step.scores for step in steps], 0.0).gather(1, lengths[:, None] - 1)[:, 0]
-    structure = flatten(steps[0].alignments)[1]
-    columns = zip(*(leaves(step.alignments) for step in steps))
-    weights = [rectangle(list(column), 0.0) for column in columns]
+    ids = rectangle([steps.ids for steps in found], request.end_token or 0)
+    lengths = torch.bincount(of_rows, minlength=rows)
+    scores = rectangle([steps.scores for steps in found], 0.0).gather(1, lengths[:, None] - 1)[:, 0]
+    structure = flatten(found[0].alignments)[1]
+    columns = zip(*(leaves(steps.alignments) for steps in found))
+    weights = [rectangle(column, 0.0) for column in columns]
     return Generation(ids, lengths, scores, unflatten(structure, weights) if weights else None)
-
-
-def _times(steps: list[Step]) -> Tensor:
-    counts = torch.tensor([len(step.rows) for step in steps])
-    return torch.arange(len(steps)).repeat_interleave(counts).to(steps[0].rows.device)
 
 
 def _best(found: Hypotheses) -> Generation:

@@ -13,24 +13,36 @@ from throughtime.decode.noise import Noise
 from throughtime.decode.sampling import draw
 from throughtime.decode.strategies import Greedy, Sample
 
-__all__ = ["Choose", "Step", "choose_by", "steps_of"]
+__all__ = ["Choose", "Steps", "choose_by", "steps_of"]
 
 Choose = Callable[[Tensor, int, Tensor], Tensor]
 
 
-class Step(NamedTuple):
-    """One step of the rows that still run.
+class Steps(NamedTuple):
+    """Steps of the rows that run at the first of them.
 
     rows: [A], their numbers in the batch. (Not in order, once a row has ended.)
-    ids: [A], the tokens taken.
-    scores: [A], the log-probabilities of their tokens so far, summed.
-    alignments: [A, M], () where they are not wanted.
+    ids: [n, A], the tokens taken.
+    scores: [n, A], the log-probabilities of their tokens so far, summed.
+    alignments: [n, A, M], () where they are not wanted.
+    running: [n, A], false once a row has ended; None where all run to the last step.
     """
 
     rows: Tensor
     ids: Tensor
     scores: Tensor
-    alignments: Nested
+    alignments: Nested = ()
+    running: Tensor | None = None
+
+    def real(self, value: Tensor) -> Tensor:
+        """What belongs to a row that runs, step by step: [n, A, ...] -> [N, ...]."""
+        return value.flatten(0, 1) if self.running is None else value[self.running]
+
+    def counts(self) -> list[int]:
+        """The rows of each step that has any."""
+        if self.running is None:
+            return [len(self.rows)] * len(self.ids)
+        return [count for count in self.running.sum(1).tolist() if count]
 
 
 def choose_by(strategy: Greedy | Sample, batch_size: int, device: torch.device) -> Choose:
@@ -43,7 +55,7 @@ def choose_by(strategy: Greedy | Sample, batch_size: int, device: torch.device) 
 
 
 @torch.no_grad()
-def steps_of(request: Request, choose: Choose) -> Iterator[Step]:
+def steps_of(request: Request, choose: Choose) -> Iterator[Steps]:
     ids, state = request.ids, request.state
     rows = torch.arange(request.batch_size, device=ids.device)
     consts = _Consts(request.row_consts)
@@ -56,7 +68,8 @@ def steps_of(request: Request, choose: Choose) -> Iterator[Step]:
         surprise = F.cross_entropy(logits, ids, reduction="none")
         scores = -surprise if scores is None else scores - surprise
         so_far.append(ids)
-        yield Step(rows, ids, scores, request.weights(state))
+        weights = map_leaves(lambda leaf: leaf.unsqueeze(0), request.weights(state))
+        yield Steps(rows, ids.unsqueeze(0), scores.unsqueeze(0), weights)
         time += 1
         running = None if request.end_token is None else ids != request.end_token
         if running is None or bool(running.all()):

@@ -11,6 +11,7 @@ from throughtime.plan.convolutions import narrow_convolutions, split_convolution
 from throughtime.plan.editor import GraphEditor
 from throughtime.plan.places import Places
 from throughtime.plan.products import name_outer_products, narrow_products, split_outer_products, split_products
+from throughtime.plan.tables import tabulate_products
 
 __all__ = ["normalise"]
 
@@ -34,6 +35,7 @@ def normalise(pair: StepPair) -> GraphEditor:
     while changed:
         places = Places(graph)
         changed = sum(rewrite(graph, places) for rewrite in REWRITES) > 0
+    tabulate_products(graph)
     _tidy(graph)
     return graph
 

@@ -16,7 +16,7 @@ from throughtime.plan.memory import BLOCK, Action, Schedule, Spill
 if TYPE_CHECKING:
     from throughtime.loop.native.kernel import NativeKernel
 
-__all__ = ["Kept", "go_back", "go_forward"]
+__all__ = ["Kept", "Stepper", "go_back", "go_forward"]
 
 Residuals = dict[str, Located]
 State = dict[str, Tensor]
@@ -94,18 +94,42 @@ class _Pass:
         return self.bound.batch.windows(self.chunk, action.start, action.stop)
 
 
+class Stepper:
+    """A forward pass that goes as far as it is told, and keeps nothing for a backward pass."""
+
+    def __init__(self, kernel: "NativeKernel", bound: Bound, carry: State, chunk: int) -> None:
+        self.kept = Kept(kernel.empty("inference", ("ys:",), bound.batch.pairs))
+        self.state = {name: leaf.clone() for name, leaf in carry.items()}
+        self._batch, self._chunk, self._at = bound.batch, chunk, 0
+        self._walker = Walker(kernel, "inference", bound, self.state, chunk)
+        self._ys = {name: Located(tensor) for name, tensor in self.kept.ys.items()}
+
+    @property
+    def steps_left(self) -> int:
+        return self._batch.steps - self._at
+
+    def advance(self, steps: int) -> State:
+        """The outputs of the next steps."""
+        start, stop = self._at, self._at + steps
+        for low, high in self._batch.windows(self._chunk, start, stop):
+            self._walker.steps(low, high, self._ys, 0, {})
+        self._at = stop
+        first, last = (int(self._batch.offsets[t]) for t in (start, stop))
+        return {name: tensor[first:last] for name, tensor in self.kept.ys.items()}
+
+
 def go_forward(
     kernel: "NativeKernel", bound: Bound, carry: State, schedule: Schedule | None, chunk: int
 ) -> tuple[State, Kept]:
     """The final state and what is kept; without a schedule nothing is. Outputs are in `kept.ys`."""
     batch = bound.batch
-    kept = Kept(kernel.empty("training" if schedule else "inference", ("ys:",), batch.pairs))
+    if schedule is None:
+        stepper = Stepper(kernel, bound, carry, chunk)
+        stepper.advance(batch.steps)
+        return stepper.state, stepper.kept
+    kept = Kept(kernel.empty("training", ("ys:",), batch.pairs))
     ys = {name: Located(tensor) for name, tensor in kept.ys.items()}
     run = _Pass(kernel, bound, {name: leaf.clone() for name, leaf in carry.items()}, kept, chunk)
-    if schedule is None:
-        for start, stop in batch.windows(chunk):
-            run.walker("inference").steps(start, stop, ys, 0, {})
-        return run.state, kept
     kept.marks[0] = carry
     if isinstance(schedule.policy, Spill):
         kept.spill = SpillFile(batch.pairs * kernel.residual_bytes, schedule.policy.directory)

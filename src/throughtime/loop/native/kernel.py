@@ -15,7 +15,7 @@ from throughtime.loop.native.batch import Batch, Bound, Located, Source
 from throughtime.loop.native.by_row import run_over_rows
 from throughtime.loop.native.costs import costs_of
 from throughtime.loop.native.emit import element_type, emit_contractions, emit_program
-from throughtime.loop.native.execute import Kept, go_back, go_forward
+from throughtime.loop.native.execute import Kept, Stepper, go_back, go_forward
 from throughtime.loop.native.gemm import products_library
 from throughtime.loop.native.ids import check_ids, find_lookups
 from throughtime.loop.native.jit import CompiledModule, compile_module
@@ -28,7 +28,7 @@ from throughtime.loop.native.views import feature_shape
 from throughtime.plan.loop_plan import LoopPlan
 from throughtime.plan.memory import MemoryPolicy, Schedule, choose
 
-__all__ = ["Batch", "Bound", "Kept", "NativeKernel"]
+__all__ = ["Batch", "Bound", "Kept", "NativeKernel", "Stepper"]
 
 
 class NativeKernel:
@@ -97,11 +97,22 @@ class NativeKernel:
         self, bound: Bound, carry: Sequence[Tensor], chunk: int, schedule: Schedule | None
     ) -> tuple[list[Tensor], list[Tensor], Kept]:
         """(ys [N, ...], final carry [B, ...], kept); without a schedule nothing is kept for a backward pass."""
-        state = {f"carry:{i}": self._as_numbers(leaf) for i, leaf in enumerate(carry)}
-        final, kept = go_forward(self, bound, state, schedule, chunk)
-        ys = [self._output(kept.ys[f"ys:{k}"], name) for k, name in enumerate(self.plan.ys)]
-        leaves = [final[f"carry:{i}"].view(leaf.shape).to(leaf.dtype) for i, leaf in enumerate(carry)]
-        return ys, leaves, kept
+        final, kept = go_forward(self, bound, self._state(carry), schedule, chunk)
+        return self.outputs(kept.ys), self.final(final, carry), kept
+
+    def stepper(self, bound: Bound, carry: Sequence[Tensor], chunk: int) -> Stepper:
+        """A forward pass part by part; `outputs` and `final` make tensors of what it gives."""
+        return Stepper(self, bound, self._state(carry), chunk)
+
+    def _state(self, carry: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {f"carry:{i}": self._as_numbers(leaf) for i, leaf in enumerate(carry)}
+
+    def outputs(self, ys: Mapping[str, Tensor]) -> list[Tensor]:
+        return [self._output(ys[f"ys:{k}"], name) for k, name in enumerate(self.plan.ys)]
+
+    def final(self, state: Mapping[str, Tensor], carry: Sequence[Tensor]) -> list[Tensor]:
+        """With the shapes and dtypes of `carry`."""
+        return [state[f"carry:{i}"].view(leaf.shape).to(leaf.dtype) for i, leaf in enumerate(carry)]
 
     def backward(
         self,

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from rich.progress import track
@@ -36,6 +37,8 @@ class Counted(nn.Module):
 
 class Layer(nn.Module):
     """Logits; the end token wins when no step is left, and never before."""
+
+    end: Tensor
 
     def __init__(self, units: int, vocabulary: int) -> None:
         super().__init__()
@@ -138,8 +141,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    runs = [(case.name, case.target, lambda case=case: greedy(case, options.rounds)) for case in CASES]
-    runs.append(("beam of 5, 32 rows, beside row by row", 8.0, lambda: beam(options.rounds)))
+    runs = [(case.name, case.target, partial(greedy, case, options.rounds)) for case in CASES]
+    runs += [("beam of 5, 32 rows, beside row by row", 8.0, partial(beam, options.rounds))]
     results = [(name, target, *run()) for name, target, run in track(runs, "measuring")]
     print(f"{options.threads} threads, medians of {options.rounds} interleaved rounds")
     for name, target, ours, rival in results:

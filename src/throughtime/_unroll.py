@@ -229,7 +229,7 @@ def prepare(
         raise ResetError("dynamic_rnn: reset_state says what a reset goes back to; pass reset= too.")
     if reset is not None:
         if reset_state is None:
-            reset_state = zero_state(cell, ragged.xs, state) if own is None else own
+            reset_state = zero_state(cell, ragged.xs, state) if own is None else _in_dtypes_of(state, own)
         reset_state = ragged.sort_rows(fit_state(reset_state, state, rows, "reset_state"))
     row_consts = initial_row_consts(cell, rows, dtype, device)
     size_parameters(cell, ragged.xs, state, row_consts)
@@ -244,6 +244,11 @@ def prepare(
         options.chunk,
         options.memory,
     )
+
+
+def _in_dtypes_of(state: Nested, own: Nested) -> Nested:
+    """The state that was given may be of other dtypes than the cell's own."""
+    return map_leaves(lambda leaf, like: leaf.to(like.dtype), own, state)
 
 
 def _finish(ragged: Ragged, ys: Nested, state: Nested) -> tuple[Nested, Nested]:

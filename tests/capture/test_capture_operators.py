@@ -203,3 +203,14 @@ def test_what_is_computed_twice_is_there_once() -> None:
     w = torch.randn(H, H)
     trace = assert_agrees(lambda x, h: (torch.tanh(x @ w) + torch.tanh(x @ w), h), row(H), row(H))
     assert [n.op for n in trace.pair.forward.nodes] == ["mm", "tanh", "add"]
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("shape", [(4, 3), (4, 1), (2, 3, 2), (12,)])
+def test_group_norm_over_axes_with_weights(shape: tuple[int, ...], affine: bool) -> None:
+    norm = nn.GroupNorm(2, shape[0], affine=affine)
+    if affine:
+        nn.init.uniform_(norm.weight), nn.init.uniform_(norm.bias)
+    size = torch.Size(shape).numel()
+    function = nn.Sequential(nn.Linear(H, size), nn.Unflatten(1, shape), norm, nn.Flatten(), nn.Linear(size, H))
+    assert_agrees(Around(function), row(5), row(H), rows=(1, 7))

@@ -188,7 +188,8 @@ DESCRIPTORS = [
     # the user's: operators
     Descriptor("layer-norm LSTM", _module(user_cells.LayerNormLSTM), real(3), (real(4), real(4)), real(4), _pair),
     Descriptor("weight norm", _module(_weight_normed), real(3), (real(4), real(4)), real(4), _h_and_c),
-    Descriptor("convolution", _module(user_cells.ConvCell), real(1, 5), real(2, 5), real(2, 5), _pair,
+    Descriptor("convolution", _module(user_cells.ConvCell), real(1, 5), real(2, 5), real(2, 5), _pair),
+    Descriptor("sorted", lambda _: Subject(user_cells.in_order, {}), real(4), real(4), real(4), _pair,
                refused_by=frozenset({"native"})),
     Descriptor("custom gradient", _module(user_cells.SpikingCell), real(3), real(4), real(4), _pair),
     Descriptor("in place", _module(user_cells.InPlaceCell), real(3), real(4), real(4), _pair),

@@ -126,10 +126,11 @@ def _step(cell: Any, x: Nested, state: Nested, row_consts: Nested) -> tuple[Nest
     return cell(x, state)
 
 
-def descriptors(backend: str) -> st.SearchStrategy[Descriptor]:
-    """Cells of the table that the backend runs, and cells at random."""
-    table = [descriptor for descriptor in DESCRIPTORS if backend not in descriptor.refused_by]
-    return st.one_of(st.sampled_from(table), random_cells(_ANY if backend in MIXES_DTYPES else _REAL))
+def descriptors(backend: str, source: str) -> st.SearchStrategy[Descriptor]:
+    """Cells that the backend runs: those of the "table", or cells at "random"."""
+    if source == "table":
+        return st.sampled_from([descriptor for descriptor in DESCRIPTORS if backend not in descriptor.refused_by])
+    return random_cells(_ANY if backend in MIXES_DTYPES else _REAL)
 
 
 @st.composite

@@ -1,10 +1,12 @@
 """All guarantees at once, over cells, lengths, shapes, resets and layouts at random: results are those of the loop."""
 
 import math
+from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -15,22 +17,31 @@ from throughtime import dynamic_rnn, static_rnn
 from throughtime._nested import leaves, map_leaves
 from throughtime._sequence import read_sequence
 
+SHARE = settings.default.max_examples // 3
 
+
+def from_both_sources(test: Callable[..., None]) -> Callable[..., None]:
+    """As many examples with cells of the table as with cells at random. (Many more of these: test_random_cells.py.)"""
+    return pytest.mark.parametrize("source", ["table", "random"])(settings(max_examples=SHARE)(test))
+
+
+@from_both_sources
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(data=st.data())
-def test_outputs_states_and_every_gradient(backend: str, data: st.DataObject) -> None:
-    case, layout = data.draw(calls(descriptors(backend)))
+def test_outputs_states_and_every_gradient(backend: str, source: str, data: st.DataObject) -> None:
+    case, layout = data.draw(calls(descriptors(backend, source)))
     want = by_definition(case)
     assert_same(by_library(case, backend, layout), want, case.dtype)
     if layout in ("padded", "time-major"):
         assert_same(by_library(poisoned(case, math.nan), backend, layout), want, case.dtype)
 
 
+@from_both_sources
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(data=st.data())
-def test_a_sequence_in_two_pieces(backend: str, data: st.DataObject) -> None:
+def test_a_sequence_in_two_pieces(backend: str, source: str, data: st.DataObject) -> None:
     """Running the first steps, and the others from the state they left, is running all (truncated BPTT)."""
-    case, _ = data.draw(calls(descriptors(backend)))
+    case, _ = data.draw(calls(descriptors(backend, source)))
     cut = data.draw(st.integers(0, case.steps))
 
     def run(inputs, lengths, state, reset):
@@ -58,9 +69,10 @@ def test_a_sequence_in_two_pieces(backend: str, data: st.DataObject) -> None:
         torch.testing.assert_close(a, b)
 
 
+@from_both_sources
 @given(data=st.data())
-def test_static_is_dynamic(data: st.DataObject) -> None:
-    case, _ = data.draw(calls(descriptors("portable")))
+def test_static_is_dynamic(source: str, data: st.DataObject) -> None:
+    case, _ = data.draw(calls(descriptors("portable", source)))
     if not case.steps:
         return
     steps = [map_leaves(lambda x: x[:, t], case.inputs) for t in range(case.steps)]  # noqa: B023
@@ -92,12 +104,18 @@ def test_the_ragged_form_and_back(lengths: list[int], time_major: bool) -> None:
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5))
 def test_nn_lstm_agrees(lengths: list[int]) -> None:
     """PyTorch's own layer, packed, is the same loop."""
-    torch.manual_seed(0)
-    layer, cell = nn.LSTM(3, 4, batch_first=True).double(), nn.LSTMCell(3, 4).double()
-    cell.load_state_dict({name.removesuffix("_l0"): tensor for name, tensor in layer.state_dict().items()})
+    layer, cell = lstms()
     rows = [torch.randn(n, 3, dtype=torch.float64) for n in lengths]
     packed = nn.utils.rnn.pack_sequence(rows, enforce_sorted=False)
     outputs, (h, c) = dynamic_rnn(cell, packed)
     want, (want_h, want_c) = layer(packed)
     torch.testing.assert_close(outputs.data, want.data)
     torch.testing.assert_close((h, c), (want_h[0], want_c[0]))
+
+
+@cache
+def lstms() -> tuple[nn.LSTM, nn.LSTMCell]:
+    """A layer of PyTorch's, and a cell with its weights; compiled once."""
+    layer, cell = nn.LSTM(3, 4, batch_first=True).double(), nn.LSTMCell(3, 4).double()
+    cell.load_state_dict({name.removesuffix("_l0"): tensor for name, tensor in layer.state_dict().items()})
+    return layer, cell

@@ -45,6 +45,26 @@ def test_a_reset_at_the_first_step_drops_the_initial_state(descriptor: Descripto
     assert not result.gradients["initial_state"].any()
 
 
+class Counting:
+    """Nothing about it says a dtype: the state that is given does."""
+
+    state_size = (1, 1)
+
+    def __call__(self, x: Tensor, state: Any) -> Any:
+        seen, mean = state[0] + 1, 0.5 * (state[1] + x.to(state[1].dtype))
+        return mean, (seen, mean)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_own_start_has_the_dtypes_of_the_state_that_is_given(backend: str) -> None:
+    x, start = torch.tensor([[[1], [2], [4]]]), (torch.ones(1, 1).double(), torch.ones(1, 1).double())
+    reset = torch.tensor([[False, True, False]])
+    outputs, (seen, mean) = dynamic_rnn(Counting(), x, initial_state=start, reset=reset, backend=backend)
+    assert outputs.dtype == seen.dtype == torch.float64
+    assert outputs.flatten().tolist() == [1.0, 1.0, 2.5]
+    assert (seen.item(), mean.item()) == (2.0, 2.5)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("as_kind", [lambda mask: mask, lambda mask: mask.tolist(), lambda mask: mask.numpy()])
 def test_kinds_of_mask(backend: str, as_kind: Any) -> None:

@@ -165,6 +165,51 @@ def _layer_norm_backward(
     return d_x, d_weight, d_bias
 
 
+def _group_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, rows: Any, channels: int, each: int, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The layer norm of each group. `each`: the elements of a channel."""
+    size = channels // groups * each
+    y, mean, scale = _layer_norm(x.reshape(x.shape[0], groups, size), [size], None, None, eps)
+    weight, bias = (None if part is None else _along_channels(part, x) for part in (weight, bias))
+    y = y.reshape(x.shape)
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias, mean.squeeze(-1), scale.squeeze(-1)
+
+
+def _group_norm_backward(
+    d_y: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    weight: Tensor | None,
+    rows: Any,
+    channels: int,
+    each: int,
+    groups: int,
+    wanted: Any,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    size = channels // groups * each
+    grouped, mean, scale = x.reshape(x.shape[0], groups, size), mean.unsqueeze(-1), scale.unsqueeze(-1)
+    d_x = d_weight = d_bias = None
+    if wanted[0]:
+        d_normal = d_y if weight is None else d_y * _along_channels(weight, x)
+        d_normal = d_normal.reshape(grouped.shape)
+        d_x, _, _ = _layer_norm_backward(d_normal, grouped, [size], mean, scale, None, None, (True, False, False))
+        assert d_x is not None
+        d_x = d_x.reshape(x.shape)
+    others = [axis for axis in range(x.dim()) if axis != 1]
+    if wanted[1]:
+        d_weight = (d_y * ((grouped - mean) * scale).reshape(x.shape)).sum(others)
+    if wanted[2]:
+        d_bias = d_y.sum(others)
+    return d_x, d_weight, d_bias
+
+
+def _along_channels(part: Tensor, x: Tensor) -> Tensor:
+    return part.reshape(-1, *[1] * (x.dim() - 2))
+
+
 def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     e = torch.exp(x - x.amax(dim, keepdim=True))
     return e / e.sum(dim, keepdim=True)
@@ -259,6 +304,8 @@ FORMULAS: dict[Any, Callable[..., Any]] = {
     aten.std_mean.correction: _std_mean,
     aten.native_layer_norm.default: _layer_norm,
     aten.native_layer_norm_backward.default: _layer_norm_backward,
+    aten.native_group_norm.default: _group_norm,
+    aten.native_group_norm_backward.default: _group_norm_backward,
     aten._softmax.default: _softmax,
     aten._softmax_backward_data.default: _softmax_backward,
     aten._log_softmax.default: _log_softmax,
@@ -278,7 +325,7 @@ _PYTORCHS_OWN = """
     hardswish hardswish_backward hardtanh hardtanh_backward heaviside huber_loss huber_loss_backward isfinite
     leaky_relu leaky_relu_backward lerp linalg_cross linalg_vector_norm log_sigmoid_backward log_sigmoid_forward
     logaddexp logaddexp2 logit logit_backward logsumexp mish mish_backward mse_loss mse_loss_backward nan_to_num
-    nansum native_batch_norm native_batch_norm_backward native_group_norm native_group_norm_backward nll_loss2d_backward
+    nansum native_batch_norm native_batch_norm_backward nll_loss2d_backward
     nll_loss2d_forward nll_loss_backward nll_loss_forward norm
     pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d rot90 selu
     silu silu_backward sinc smooth_l1_loss smooth_l1_loss_backward softplus softplus_backward softshrink special_entr

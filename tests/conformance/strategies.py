@@ -23,7 +23,7 @@ LEAF_RULES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "clip": lambda mixed, old: (mixed + old).clamp(-1, 1),
     "switch": lambda mixed, old: torch.where(mixed > 0, mixed.tanh(), -old),
     "keep": lambda mixed, old: old,
-    "softmax": lambda mixed, old: torch.softmax(mixed, -1) + 0.5 * old,
+    "softmax": lambda mixed, old: torch.softmax(mixed.unsqueeze(1), -1).squeeze(1) + 0.5 * old,
 }
 
 

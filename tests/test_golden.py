@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from golden.cases import RUNNERS, Case, find_cases, play, tolerance
-from throughtime import BackendError
 
 BACKENDS = ["portable", "native"]
 CASES = find_cases(*RUNNERS)
@@ -17,19 +16,9 @@ RUNS = [
     if not (backend == "native" and case.function in ALWAYS_PORTABLE)
 ]
 
-# Operators that the native backend does not have yet; each is refused by name.
-REFUSED = {
-    "cell_conv1d_lstm": "convolution",
-    "cell_conv2d_lstm": "convolution",
-}
-
 
 @pytest.mark.parametrize(("case", "backend"), RUNS, ids=lambda value: getattr(value, "name", value))
 def test_agrees_with_tensorflow(case: Case, backend: str) -> None:
-    if backend == "native" and case.name in REFUSED:
-        with pytest.raises(BackendError, match=REFUSED[case.name]):
-            play(case, backend)
-        return
     got = play(case, backend)
     expected = case.expected()
     assert len(expected) >= 2

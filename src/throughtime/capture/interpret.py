@@ -96,6 +96,22 @@ def _convolution_backward(node: Node, args: list[Any], rows: int) -> Tensor:
     return torch.ops.aten.convolution_backward(d_y, x, w, bias_sizes, **options, output_mask=wanted)[output]
 
 
+def _pad(node: Node, args: list[Any], rows: int) -> Tensor:
+    """PyTorch counts from the last axis."""
+    both = list(zip(node.attributes["before"], node.attributes["after"]))
+    behind = [0, 0] * (len(node.shape) - 1 - len(both))
+    return torch.nn.functional.pad(args[0], [*behind, *(n for pair in reversed(both) for n in pair)])
+
+
+def _windows(node: Node, args: list[Any], rows: int) -> Tensor:
+    """[B, *L, C] -> [B, *P, *K, C]"""
+    (x,), options = args, node.attributes
+    axes = range(1, x.dim() - 1)
+    for axis, size, step, apart in zip(axes, options["kernel"], options["stride"], options["dilation"]):
+        x = x.unfold(axis, apart * (size - 1) + 1, step)[..., ::apart]
+    return x.movedim(len(axes) + 1, -1)
+
+
 def _along(node: Node, args: list[Any], rows: int) -> Tensor:
     """PyTorch has the axis second: scatter(x, dim, index, source)."""
     return getattr(torch.ops.aten, node.op)(args[0], node.attributes["dim"], *args[1:])
@@ -133,6 +149,8 @@ _RUN: dict[str, Callable[[Node, list[Any], int], Tensor]] = {
     "embedding_dense_backward": _embedding_backward,
     "convolution": _convolution,
     "convolution_backward": _convolution_backward,
+    "pad": _pad,
+    "windows": _windows,
     "floor_divide": _floor_divide,
     "trunc_divide": _trunc_divide,
     "view": lambda node, args, rows: args[0].reshape(_sizes(node.shape, rows)),

@@ -12,6 +12,7 @@ from throughtime.plan.editor import GraphEditor
 from throughtime.plan.places import Places
 from throughtime.plan.products import name_outer_products, narrow_products, split_outer_products, split_products
 from throughtime.plan.tables import tabulate_products
+from throughtime.plan.windows import multiply_windows, split_groups
 
 __all__ = ["normalise"]
 
@@ -30,11 +31,13 @@ def normalise(pair: StepPair) -> GraphEditor:
     graph = GraphEditor(pair)
     name_outer_products(graph)
     sum_biases(graph)
+    split_groups(graph)
     _tidy(graph)
     changed = True
     while changed:
         places = Places(graph)
         changed = sum(rewrite(graph, places) for rewrite in REWRITES) > 0
+    multiply_windows(graph)
     tabulate_products(graph)
     _tidy(graph)
     return graph

@@ -12,7 +12,7 @@ REDUCTIONS = frozenset(
     {"sum", "amax", "amin", "prod", "argmax", "argmin", "cumsum", "cumprod", "logcumsumexp", "gather", "index_select"}
 )
 
-VIEWS = frozenset({"view", "permute", "expand", "slice", "full", "constant"})
+VIEWS = frozenset({"view", "permute", "expand", "slice", "full", "constant", "pad", "windows"})
 """Cost nothing."""
 
 TRANSCENDENTAL = frozenset(

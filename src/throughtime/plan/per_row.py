@@ -19,7 +19,8 @@ __all__ = ["PerRow", "find_per_row", "find_still"]
 LINEAR_IN_ONE = frozenset({"mm", "bmm", "outer", "embedding_dense_backward"})
 """What is worth postponing. They are linear in one operand at a time."""
 ADDITIVE = frozenset(
-    {"add", "sub", "neg", "cat", "sum", "cumsum", "flip", "to_dtype", "view", "permute", "expand", "slice"}
+    {"add", "sub", "neg", "cat", "sum", "cumsum", "flip", "to_dtype", "view", "permute", "expand", "slice", "pad"}
+    | {"windows"}
 )
 """Linear in all operands together."""
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from throughtime import dynamic_rnn
+from throughtime import BackendError, dynamic_rnn
 from throughtime._nested import Nested, leaves, leaves_with_paths, map_leaves
 from throughtime._types import Backend
+from throughtime.cells.contrib import ConvLSTMCell
 
 ROWS, STEPS, UNITS, CLASSES = 5, 6, 6, 7
 LENGTHS = [6, 3, 0, 5, 1]
@@ -82,7 +83,7 @@ def losses(x: Any, h: Tensor, w: Tensor, weight: Tensor) -> tuple[Nested, Tensor
     found = {
         "of classes": F.cross_entropy(logits, label, reduction="none"),
         "smoothed": F.cross_entropy(logits, label, weight.detach().abs(), reduction="none", label_smoothing=0.1),
-        "of likelihoods": F.nll_loss(logits, label, reduction="none", ignore_index=3),
+        "of likelihoods": F.nll_loss(logits, label.clamp(min=0), reduction="none", ignore_index=3),
         "of an image": F.cross_entropy(logits.view(-1, CLASSES, 1).expand(-1, -1, 2) + 1, pair, reduction="none"),
     }
     return found, h
@@ -95,12 +96,7 @@ def test_losses_of_class_ids(dtype: torch.dtype) -> None:
     label[2] = 1 << 40  # of the row without steps
     inputs = (numbers(ROWS, STEPS, UNITS), label, ids(CLASSES, ROWS, STEPS, 2))
 
-    def with_nothing_to_ignore(x: Any, h: Tensor, w: Tensor, weight: Tensor) -> tuple[Nested, Tensor]:
-        return losses((x[0], x[1].clamp(min=0), x[2]), h, w, weight)
-
-    tensors = [numbers(UNITS, CLASSES), numbers(CLASSES)]
-    check(with_nothing_to_ignore, tensors, inputs, dtype)
-    check(lambda x, h, w, _: (F.cross_entropy(h @ w, x[1], reduction="none"), h + x[0]), tensors, inputs, dtype)
+    check(losses, [numbers(UNITS, CLASSES), numbers(CLASSES)], inputs, dtype)
 
 
 def lookups(x: Any, h: Tensor, w: Tensor) -> tuple[Nested, Tensor]:
@@ -253,3 +249,49 @@ def test_no_gradient_comes_to_an_output_that_only_a_sum_reads() -> None:
     _, state = dynamic_rnn(step, (x, number), None, h, backend="native")
     (found,) = torch.autograd.grad(state.sum(), [table], allow_unused=True, materialize_grads=True)
     assert not found.any()
+
+
+# --- convolutions
+
+
+def convolved(x: Any, h: Tensor, padded: Tensor, apart: Tensor, square: Tensor, turned: Tensor) -> Any:
+    """Steps, paddings, gaps, groups and a transposed form, over one axis and two."""
+    line, image = x
+    both = torch.cat([line, h.unsqueeze(1)], 1)
+    found = {
+        "padded": F.conv1d(both, padded, padded[:, 0, 0], padding=2),
+        "with gaps": F.conv1d(both, apart, padding=3, dilation=2, stride=2),
+        "over two axes": F.conv2d(image + h[:, :1, None, None], square, stride=(2, 1), padding=(1, 2)),
+        "transposed": F.conv_transpose1d(both.repeat(1, 2, 1)[:, 2:], turned, stride=2, padding=1, groups=2),
+    }
+    return found, torch.tanh(h + found["padded"][:, 0, 1:-1])
+
+
+def test_convolutions() -> None:
+    kernels = [numbers(*shape) / 2 for shape in [(2, 3, 3), (2, 3, 4), (3, 2, 3, 2), (4, 3, 2)]]
+    inputs = (numbers(ROWS, STEPS, 2, UNITS), numbers(ROWS, STEPS, 2, 5, 4))
+    check(convolved, kernels, inputs, torch.float64)
+
+
+@pytest.mark.parametrize("sizes", [(9, 2), (5, 4, 2)], ids=["1-D", "2-D"])
+def test_a_convolutional_lstm(sizes: tuple[int, ...]) -> None:
+    dims = len(sizes) - 1
+    cell = ConvLSTMCell(dims, sizes, 3, (3, 2)[:dims], skip_connection=True)
+    x = numbers(ROWS, STEPS, *sizes).float().requires_grad_()
+    found = {}
+    for backend in ("portable", "native"):
+        outputs, state = dynamic_rnn(cell, x, LENGTHS, backend=backend)
+        total = outputs.square().sum() + state.c.sum()
+        found[backend] = [outputs, state.c, *torch.autograd.grad(total, [x, *cell.parameters()])]
+    for got, want in zip(found["native"], found["portable"], strict=True):
+        torch.testing.assert_close(got, want, rtol=2e-4, atol=2e-4)
+
+
+def test_a_convolution_of_many_groups_is_refused() -> None:
+    def step(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        h = torch.tanh(F.conv1d(h, kernel, padding=1, groups=20) + x)
+        return h, h
+
+    kernel = numbers(20, 1, 3)
+    with pytest.raises(BackendError, match=r"operator 'convolution' .* is not in the native backend's table"):
+        dynamic_rnn(step, numbers(ROWS, STEPS, 20, UNITS), None, numbers(ROWS, 20, UNITS), backend="native")

@@ -64,9 +64,18 @@ class Assembly:
     def program(self, nodes: Sequence[Node], wants: Sequence[Want], *, reverse: bool) -> Program:
         buffers = {**self.buffers, **{want.buffer.name: want.buffer for want in wants}}
         resolved = Resolved(dict(self.values), dict(self.sources), buffers, list(wants))
-        resolved.take(nodes)
+        resolved.take(_live(nodes, wants))
         rank_items(resolved)
         return _Assembler(resolved).program(reverse)
+
+
+def _live(nodes: Sequence[Node], wants: Sequence[Want]) -> list[Node]:
+    """Those that something wanted is computed from."""
+    live = {want.value for want in wants}
+    for node in reversed(nodes):
+        if node.name in live:
+            live.update(node.operands)
+    return [node for node in nodes if node.name in live]
 
 
 class _Assembler:

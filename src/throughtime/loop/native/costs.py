@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from throughtime.capture.graph import ROWS
 from throughtime.loop.native.batch import Batch
 from throughtime.loop.native.emit import PAIRS_AT_ONCE
-from throughtime.loop.native.gemm import outer_scratch, packed_size
+from throughtime.loop.native.gemm import packed_size
 from throughtime.loop.native.program import Buffer
 from throughtime.loop.native.views import feature_shape
 from throughtime.plan.memory import BLOCK, Costs, Work
@@ -103,5 +103,5 @@ def _sums(kernel: "NativeKernel", threads: int) -> int:
     """Partial sums and totals of what becomes the weights' gradients."""
     reductions = (*kernel.lowered.reductions, *kernel.lowered.row_reductions)
     entries = sum(math.prod(int(n) for n in reduction.node.shape) for reduction in reductions)
-    scratch = outer_scratch(kernel.target, kernel.element) * threads
+    scratch = kernel.contraction_scratch("pairs") * threads
     return (2 * entries + scratch) * kernel.lowered.element.itemsize

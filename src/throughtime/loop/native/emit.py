@@ -6,19 +6,18 @@ pair buffers are such that a pair's index counts from the call's first pair, for
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from llvmlite import ir
 
-from throughtime.loop.native.gemm import declare_products, outer_scratch, panel_width
-from throughtime.loop.native.ir import F32, F64, I64, PTR, Emitter, Value, bits_of, define, new_module
+from throughtime.loop.native.gemm import declare_products
+from throughtime.loop.native.ir import F32, F64, I64, PTR, Emitter, Value, define, new_module
 from throughtime.loop.native.passes import emit_pass
 from throughtime.loop.native.program import Buffer, Gather, Op, Pass, Product, Program
 from throughtime.loop.native.target import Target
 from throughtime.loop.native.threads import FIRST_ARGUMENT, define_worker
 
-__all__ = ["PAIRS_AT_ONCE", "Contraction", "arguments_of", "element_type", "emit_contractions", "emit_program"]
+__all__ = ["PAIRS_AT_ONCE", "arguments_of", "element_type", "emit_program"]
 
 PAIRS_AT_ONCE = 48
 """Pairs in one block of a program that runs over pairs."""
@@ -188,76 +187,6 @@ class _Places:
         from_trace = e.offset(trace, e.mul(pair, buffer.width), element)
         from_initial = e.offset(initial, e.mul(self.row, buffer.width), element)
         return e.b.select(is_first, from_initial, from_trace)
-
-
-@dataclass(frozen=True)
-class Contraction:
-    """sum over pairs of a[m]^T g[n], or of g[n] alone where m is 0. Offsets and strides count elements.
-
-    vectors: of each pair, one after the other; the sum runs over them too.
-    """
-
-    m: int
-    n: int
-    a_offset: int
-    lda: int
-    g_offset: int
-    ldg: int
-    vectors: int = 1
-
-
-def emit_contractions(contractions: Sequence[Contraction], element: ir.Type, target: Target, name: str) -> ir.Module:
-    """A module with the worker `name`: arguments p, scratch, then for each contraction the pointers a, g, c.
-
-    Each share takes its part of the outputs of every contraction, so sums over pairs are never split.
-    """
-    module = new_module(name, target)
-    products = declare_products(module, element)
-    e = define(module, f"{name}_body", {"block": PTR, "share": I64}, target, internal=True)
-    block, share = e.arguments
-    shares = e.load(block, I64, 1)
-    pairs = e.load(block, I64, FIRST_ARGUMENT)
-    own = e.offset(e.load_pointer(block, FIRST_ARGUMENT + 1), e.mul(share, outer_scratch(target, element)), element)
-    for i, c in enumerate(contractions):
-        pointers = [e.load_pointer(block, FIRST_ARGUMENT + 2 + 3 * i + j) for j in range(3)]
-        a, g, out = pointers
-        a, g = e.offset(a, c.a_offset, element), e.offset(g, c.g_offset, element)
-        by_rows = c.m > c.n
-        grain = target.tile(bits_of(element)).rows if by_rows else panel_width(target, element)
-        low, high = _part(e, c.m if by_rows else c.n, grain, share, shares)
-        size = e.sub(high, low)
-        if c.m == 0:
-            arguments = [pairs, size, e.offset(g, low, element), e.integer(c.ldg), e.offset(out, low, element)]
-            _call_if_any(e, size, products.column_sums, arguments)
-            continue
-        columns = (e.integer(c.n), e.integer(0)) if by_rows else (size, low)
-        rows = (size, low) if by_rows else (e.integer(c.m), e.integer(0))
-        arguments = [
-            e.mul(pairs, c.vectors),
-            rows[0],
-            columns[0],
-            e.offset(a, rows[1], element),
-            e.integer(c.lda),
-            e.offset(g, columns[1], element),
-            e.integer(c.ldg),
-            e.offset(out, e.add(e.mul(rows[1], c.n), columns[1]), element),
-            e.integer(c.n),
-            own,
-        ]
-        _call_if_any(e, size, products.outer, arguments)
-    body = e.done()
-    define_worker(module, target, name, body)
-    return module
-
-
-def _part(e: Emitter, size: int, grain: int, share: Value, shares: Value) -> tuple[Value, Value]:
-    """The share's range of `size`, in whole grains."""
-    grains = -(-size // grain)
-
-    def bound(i: Value) -> Value:
-        return e.min(e.mul(e.div(e.mul(i, grains), shares), grain), size)
-
-    return bound(share), bound(e.add(share, 1))
 
 
 def _call_if_any(e: Emitter, size: Value, function: ir.Function, arguments: Sequence[Value]) -> None:

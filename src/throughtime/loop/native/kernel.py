@@ -13,8 +13,9 @@ from throughtime.capture.graph import ROWS
 from throughtime.capture.interpret import run_node
 from throughtime.loop.native.batch import Batch, Bound, Located, Source
 from throughtime.loop.native.by_row import run_over_rows
+from throughtime.loop.native.contractions import contraction_scratch, emit_contractions
 from throughtime.loop.native.costs import costs_of
-from throughtime.loop.native.emit import element_type, emit_contractions, emit_program
+from throughtime.loop.native.emit import element_type, emit_program
 from throughtime.loop.native.execute import Kept, Stepper, go_back, go_forward
 from throughtime.loop.native.gemm import products_library
 from throughtime.loop.native.ids import check_ids, find_lookups
@@ -222,6 +223,10 @@ class NativeKernel:
 
     def _shaped(self, flat: Tensor, name: str) -> Tensor:
         return flat.view(len(flat), *feature_shape(self.plan.values[name].shape))
+
+    def contraction_scratch(self, over: str) -> int:
+        """Numbers that each thread needs for the sums over pairs, or over rows."""
+        return contraction_scratch([own.contraction for own in self.own_sums[over]], self.target, self.element)
 
     # --- code
 

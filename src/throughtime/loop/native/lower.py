@@ -1,7 +1,7 @@
 """LoopPlan -> Program, forward and backward: where every value lies, and in which pass or product it is made."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,9 +11,10 @@ from throughtime.capture.graph import ROWS, Input, Node
 from throughtime.loop.native.affine import fuse_products
 from throughtime.loop.native.assemble import Assembly, Want
 from throughtime.loop.native.program import Buffer, Immediate, Program
+from throughtime.loop.native.resolve import SHAPE_OPERATORS
 from throughtime.loop.native.rewrites import rewrite
 from throughtime.loop.native.staging import Stages, split_backward, split_forward
-from throughtime.loop.native.views import View, feature_shape
+from throughtime.loop.native.views import View, contiguous, feature_shape, view_as, view_through
 from throughtime.plan.loop_plan import LoopPlan
 
 __all__ = ["Lowered", "lower"]
@@ -46,16 +47,13 @@ class Lowered:
 class Reduction:
     """A node that contracts pairs, with the pair buffers (or views of them) that its operands are read from.
 
-    vectors: of each pair, whose products it sums.
+    widths: of these buffers. vectors: of each pair, whose products it sums.
     """
 
     node: Node
     operands: tuple[View, ...]
     widths: tuple[int, ...]
-
-    @property
-    def vectors(self) -> int:
-        return math.prod(self.operands[0].shape[:-1]) if self.node.op == "outer" else 1
+    vectors: int
 
 
 def lower(plan: LoopPlan) -> Lowered:
@@ -85,20 +83,10 @@ def _staged(forms: dict[str, "_Forms"]) -> dict[str, tuple[Program, Program]]:
 def _check_reductions(reductions: Sequence[Reduction]) -> None:
     """Raises BackendError for a sum over rows that has no kernel."""
     for reduction in reductions:
-        op, views = reduction.node.op, reduction.operands
-        if op == "outer":
-            fits = all(_holds_vectors(v, reduction.vectors) for v in views)
-        else:
-            fits = op in ("sum", "embedding_dense_backward") and all(v.is_whole for v in views)
-        if not fits:
+        op = reduction.node.op
+        summed = op in ("sum", "embedding_dense_backward") and all(v.is_whole for v in reduction.operands)
+        if op != "outer" and not summed:
             raise BackendError(f"the gradient sums over rows through '{op}' ({reduction.node}), which has no kernel")
-
-
-def _holds_vectors(view: View, vectors: int) -> bool:
-    """Several vectors lie one after the other, and nothing else with them."""
-    if vectors > 1:
-        return view.is_whole and view.offset == 0
-    return len(view.shape) == 1 and (view.shape[0] == 1 or view.strides[0] == 1)
 
 
 @dataclass(frozen=True)
@@ -173,13 +161,13 @@ def _lower_backward(plan: LoopPlan) -> tuple[_Forms, list[Reduction]]:
     wants = _carry_gradients(assembly, plan)
     sums = [assembly.want(name, f"row_sums:{name}", "row") for name in plan.row_sums]
     wants += [replace(want, add=True) for want in sums]
-    places, operand_wants = _reduction_operands(assembly, plan, plan.reductions)
+    reductions, operand_wants = _contractions(assembly, plan, plan.reductions)
     wants += operand_wants
     fused = fuse_products(nodes, plan.values, _wanted([*d_xs, *wants]))
     whole = assembly.program(fused, [*d_xs, *wants], reverse=True)
     stages = split_backward(fused, _bound_to_rows(assembly), _wanted(wants), _wanted(d_xs))
     staged = None if stages is None else _staged_backward(assembly, stages, d_xs, wants)
-    return _Forms(whole, staged), [_reduction(plan, node, places) for node in plan.reductions]
+    return _Forms(whole, staged), reductions
 
 
 def _lower_before(plan: LoopPlan) -> dict[str, Program]:
@@ -208,9 +196,9 @@ def _lower_after(plan: LoopPlan) -> tuple[dict[str, Program], list[Reduction]]:
         assembly.read(name, f"row_sums:{name}", "pair")
     own = {node.name for node in nodes}
     wants = [assembly.want(name, f"after:{name}", "pair") for name in dict.fromkeys(plan.d_row_consts) if name in own]
-    places, operand_wants = _reduction_operands(assembly, plan, contracted)
+    reductions, operand_wants = _contractions(assembly, plan, contracted)
     program = _over_rows(assembly, plan, nodes, [*wants, *operand_wants])
-    return {"after": program}, [_reduction(plan, node, places) for node in contracted]
+    return {"after": program}, reductions
 
 
 def _assembly_over_rows(plan: LoopPlan, known: Sequence[Node]) -> Assembly:
@@ -252,12 +240,6 @@ def _cross(assembly: Assembly, stages: Stages) -> tuple[Assembly, list[Want]]:
         second.read(name, f"staged:{name}", "pair", local=True)
         wants.append(second.want(name, f"staged:{name}", "pair", local=True))
     return second, wants
-
-
-def _reduction(plan: LoopPlan, node: Node, places: dict[str, View]) -> Reduction:
-    names = _row_operands(plan, node)
-    widths = tuple(width_of(plan.shape_of(name)) for name in names)
-    return Reduction(node, tuple(places[name] for name in names), widths)
 
 
 def _wanted(wants: Sequence[Want]) -> set[str]:
@@ -317,20 +299,50 @@ def _carry_gradients(assembly: Assembly, plan: LoopPlan) -> list[Want]:
     return wants
 
 
-def _reduction_operands(
-    assembly: Assembly, plan: LoopPlan, nodes: Sequence[Node]
-) -> tuple[dict[str, View], list[Want]]:
-    """Where reductions read: what is stored by pairs is read there, anything else is stored by pairs of a chunk."""
-    places: dict[str, View] = {}
-    wants: list[Want] = []
-    for name in dict.fromkeys(name for node in nodes for name in _row_operands(plan, node)):
-        source = assembly.sources.get(name)
-        if source is not None and assembly.buffers[source.base].kind == "pair":
-            places[name] = source
-            continue
-        wants.append(assembly.want(name, f"operand:{name}", "pair", local=True))
-        places[name] = wants[-1].to
-    return places, wants
+def _contractions(assembly: Assembly, plan: LoopPlan, nodes: Sequence[Node]) -> tuple[list[Reduction], list[Want]]:
+    """Where they read: what is stored by pairs is read there, anything else is stored by pairs of a chunk."""
+    stored = {name for name, view in assembly.sources.items() if assembly.buffers[view.base].kind == "pair"}
+    wants: dict[str, Want] = {}
+    buffers = dict(assembly.buffers)
+
+    def place(name: str, vectors: int) -> View:
+        view = (_seen(plan, name, stored) if vectors > 1 else None) or _whole(plan, name)
+        base = view.base
+        if base in stored:
+            return replace(view, base=assembly.sources[base].base)
+        want = wants.setdefault(base, assembly.want(base, f"operand:{base}", "pair", local=True))
+        buffers[want.buffer.name] = want.buffer
+        return replace(view, base=want.buffer.name)
+
+    found = []
+    for node in nodes:
+        names = _row_operands(plan, node)
+        vectors = math.prod(plan.shape_of(names[0])[1:-1]) if node.op == "outer" else 1
+        views = tuple(place(name, vectors) for name in names)
+        found.append(Reduction(node, views, tuple(buffers[view.base].width for view in views), vectors))
+    return found, list(wants.values())
+
+
+def _seen(plan: LoopPlan, name: str, stored: Collection[str], shaped: bool = False) -> View | None:
+    """A value's elements in order (`shaped` as it is), as a view of what is stored or computed: windows overlap, and
+    would take more room than what they look at. None where the elements must be moved first.
+    """
+    value = plan.values[name]
+    if (
+        name in stored
+        or not isinstance(value, Node)
+        or value.op not in SHAPE_OPERATORS
+        or not _row_operands(plan, value)
+    ):
+        return _whole(plan, name)
+    inner = _seen(plan, value.operands[0], stored, shaped or value.op != "view")
+    if inner is None or value.op != "view":
+        return None if inner is None else view_through(value, inner, True)
+    return view_as(inner, feature_shape(value.shape)) or (None if shaped else inner)
+
+
+def _whole(plan: LoopPlan, name: str) -> View:
+    return contiguous(name, feature_shape(plan.shape_of(name)))
 
 
 def _row_operands(plan: LoopPlan, node: Node) -> list[str]:

@@ -14,9 +14,9 @@ from throughtime.loop.native.operators import ELEMENTWISE, REDUCTIONS, unfit
 from throughtime.loop.native.program import INDEX, Buffer, Immediate, is_whole
 from throughtime.loop.native.views import Features, View, contiguous, feature_shape, squeeze, view_through
 
-__all__ = ["Item", "Resolved", "Want", "same_elements"]
+__all__ = ["SHAPE_OPERATORS", "Item", "Resolved", "Want", "same_elements"]
 
-SHAPE_OPERATORS = frozenset({"view", "permute", "expand", "slice", "flip"})
+SHAPE_OPERATORS = frozenset({"view", "permute", "expand", "slice", "flip", "windows"})
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,8 @@ class Resolved:
             self._take_view(node)
         elif node.op == "cat":
             self._take_cat(node)
+        elif node.op == "pad":
+            self._take_pad(node)
         elif node.op == "bmm":
             self._take_bmm(node)
         elif node.op == "affine":
@@ -162,6 +164,22 @@ class Resolved:
             to = View(buffer.name, part_shape, whole.strides, start * whole.strides[axis])
             self.wants.append(Want(self.immediates.get(part, part), buffer, to))
             start += part_shape[axis]
+        self.sources[node.name] = whole
+
+    def _take_pad(self, node: Node) -> None:
+        """Zeros before and after each axis in turn, as long as the axes before it, and the value within."""
+        (part,) = node.operands
+        buffer = self._home_of_cat(node) or self.scratch(node.name)
+        self.joined.add(buffer.name)
+        whole = contiguous(buffer.name, feature_shape(node.shape))
+        inner = whole
+        for axis, (low, high) in enumerate(zip(node.attributes["before"], node.attributes["after"])):
+            size = inner.shape[axis]
+            for start, end in ((0, low), (size - high, size)):
+                if start < end:
+                    self.wants.append(Want(Immediate(0), buffer, inner.between(axis, start, end)))
+            inner = inner.between(axis, low, size - high)
+        self.wants.append(Want(self.immediates.get(part, part), buffer, inner))
         self.sources[node.name] = whole
 
     def _home_of_cat(self, node: Node) -> Buffer | None:

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from throughtime.capture.graph import Node
 from throughtime.loop.native.batch import Batch, Bound, Located
-from throughtime.loop.native.emit import Contraction
-from throughtime.loop.native.gemm import outer_scratch
+from throughtime.loop.native.contractions import Contraction, Side
 from throughtime.loop.native.lower import Reduction
 from throughtime.loop.native.threads import run_shares, share_block
-from throughtime.loop.native.views import View, feature_shape
+from throughtime.loop.native.views import feature_shape
 from throughtime.plan.memory import BLOCK
 
 if TYPE_CHECKING:
@@ -36,14 +35,7 @@ class OwnSum:
 
     reduction: Reduction
     contraction: Contraction
-    a: View | None
-    g: View
     turned: bool
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        c = self.contraction
-        return (c.m, c.n) if c.m else (c.n,)
 
 
 def own_sums(reductions: Sequence[Reduction]) -> list[OwnSum]:
@@ -53,21 +45,17 @@ def own_sums(reductions: Sequence[Reduction]) -> list[OwnSum]:
         if reduction.node.op == "outer":
             found.append(_outer(reduction))
         elif reduction.node.op == "sum":
-            g = reduction.operands[0]
-            contraction = Contraction(0, math.prod(g.shape), 0, 0, g.offset, reduction.widths[0])
-            found.append(OwnSum(reduction, contraction, None, g, False))
+            (g,), (width,) = reduction.operands, reduction.widths
+            found.append(OwnSum(reduction, Contraction(None, Side(g, width, 1, math.prod(g.shape))), False))
     return found
 
 
 def _outer(reduction: Reduction) -> OwnSum:
-    vectors = reduction.vectors
-    a, g = _both(reduction.operands)
-    lda, ldg = (width // vectors for width in _both(reduction.widths))
-    m, n = feature_shape(reduction.node.shape)
-    turned = m > n
-    if turned:
-        a, g, lda, ldg, m, n = g, a, ldg, lda, n, m
-    return OwnSum(reduction, Contraction(m, n, a.offset, lda, g.offset, ldg, vectors), a, g, turned)
+    sizes = feature_shape(reduction.node.shape)
+    places = zip(_both(reduction.operands), _both(reduction.widths), sizes)
+    a, g = (Side(view, width, reduction.vectors, size) for view, width, size in places)
+    turned = a.size > g.size
+    return OwnSum(reduction, Contraction(g, a) if turned else Contraction(a, g), turned)
 
 
 def _both(items: Sequence) -> tuple:
@@ -86,11 +74,11 @@ class Sums:
         self.partial = {r.node.name: torch.zeros(self._partial_shape(r), dtype=dtype) for r in self.reductions}
         self.totals = {r.node.name: torch.zeros(feature_shape(r.node.shape), dtype=dtype) for r in self.reductions}
         self.worker = kernel.code(f"contractions of {over}").address("worker") if self.own else 0
-        self.scratch = bound.empty((outer_scratch(kernel.target, kernel.element) * self.threads,), dtype)
+        self.scratch = bound.empty((kernel.contraction_scratch(over) * self.threads,), dtype)
 
     def _partial_shape(self, reduction: Reduction) -> tuple[int, ...]:
         own = self.own.get(reduction.node.name)
-        return own.shape if own else tuple(int(n) for n in reduction.node.shape)
+        return own.contraction.shape if own else tuple(int(n) for n in reduction.node.shape)
 
     def add_steps(self, start: int, stop: int, batch: Batch, buffers: Mapping[str, Located]) -> None:
         """The blocks of the steps [start, stop), last first; `start` is a block's first step."""
@@ -107,8 +95,9 @@ class Sums:
     def _add_own(self, buffers: Mapping[str, Located], low: int, high: int) -> None:
         arguments = [high - low, self.scratch.data_ptr()]
         for name, own in self.own.items():
-            a = 0 if own.a is None else buffers[own.a.base].pointer_to(low)
-            arguments += [a, buffers[own.g.base].pointer_to(low), self.partial[name].data_ptr()]
+            a, g = own.contraction.a, own.contraction.g
+            first = 0 if a is None else buffers[a.view.base].pointer_to(low)
+            arguments += [first, buffers[g.view.base].pointer_to(low), self.partial[name].data_ptr()]
         block = share_block(self.threads, arguments)
         run_shares(self.worker, ctypes.addressof(block), self.threads)
 
@@ -137,5 +126,5 @@ def _finish_sum(node: Node, own: OwnSum, partial: Tensor) -> Tensor:
     if node.op != "sum":
         return partial
     axes = [d - 1 for d in node.attributes["dims"] if d > 0]
-    shaped = partial.reshape(own.g.shape)
+    shaped = partial.reshape(own.contraction.g.view.shape)
     return (shaped.sum(axes) if axes else shaped).reshape(feature_shape(node.shape))

@@ -31,6 +31,11 @@ class View:
     def strides_match(self, strides: tuple[int, ...]) -> bool:
         return all(n == 1 or a == b for n, a, b in zip(self.shape, self.strides, strides))
 
+    def between(self, axis: int, start: int, end: int) -> "View":
+        """A piece along an axis."""
+        shape = (*self.shape[:axis], end - start, *self.shape[axis + 1 :])
+        return View(self.base, shape, self.strides, self.offset + start * self.strides[axis])
+
     def broadcast_to(self, shape: Features) -> "View":
         """Repeat along axes of size 1, and along new axes in front, as PyTorch does."""
         missing = len(shape) - len(self.shape)
@@ -65,6 +70,8 @@ def view_through(node: Node, of: View, has_rows: bool) -> View | None:
         return View(of.base, shape, tuple(strides), offset)
     if node.op == "flip":
         return _flipped(of, [d - (1 if has_rows else 0) for d in attributes["dims"]])
+    if node.op == "windows":
+        return _windows(of, attributes["stride"], attributes["dilation"], shape)
     if node.op == "permute":
         return _permuted(of, attributes["dims"], has_rows, shape)
     if node.op == "expand":
@@ -97,6 +104,14 @@ def _flipped(of: View, axes: list[int]) -> View | None:
     strides = tuple(-s if i in axes else s for i, s in enumerate(of.strides))
     offset = of.offset + sum((of.shape[a] - 1) * of.strides[a] for a in axes)
     return View(of.base, of.shape, strides, offset)
+
+
+def _windows(of: View, steps: tuple[int, ...], apart: tuple[int, ...], shape: Features) -> View:
+    """[*L, C] -> [*P, *K, C]: an element of several windows lies at one place."""
+    *along, channel = of.strides
+    positions = [stride * step for stride, step in zip(along, steps)]
+    inside = [stride * gap for stride, gap in zip(along, apart)]
+    return View(of.base, shape, (*positions, *inside, channel), of.offset)
 
 
 def _row_major(shape: Features) -> tuple[int, ...]:

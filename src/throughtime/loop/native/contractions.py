@@ -1,0 +1,190 @@
+"""Sums over pairs of the products of two values' vectors -> LLVM module.
+
+A value's vectors are read where they lie, if they lie one after the other; else, as the overlapping windows of a
+convolution, they are copied for a few pairs at a time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from throughtime.loop.native.gemm import Products, declare_products, outer_scratch, panel_width
+from throughtime.loop.native.ir import I64, PTR, Emitter, Value, bits_of, define, new_module
+from throughtime.loop.native.passes import emit_pass
+from throughtime.loop.native.program import Buffer, Load, Pass, Store, SubPass
+from throughtime.loop.native.target import Target
+from throughtime.loop.native.threads import FIRST_ARGUMENT, define_worker
+from throughtime.loop.native.views import View, contiguous, walked
+
+__all__ = ["Contraction", "Side", "contraction_scratch", "emit_contractions"]
+
+VECTORS_AT_ONCE = 256
+"""That are copied: as many as `outer` packs."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two values: its view of a buffer with `width` numbers per pair; so many vectors of `size`."""
+
+    view: View
+    width: int
+    vectors: int
+    size: int
+
+    @property
+    def is_copied(self) -> bool:
+        if self.vectors > 1:
+            return not (self.view.is_whole and self.width == self.vectors * self.size)
+        return not (self.size == 1 or self.view.strides[-1] == 1)
+
+    @property
+    def step(self) -> int:
+        """From a vector to the next."""
+        return self.size if self.is_copied or self.vectors > 1 else self.width
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """sum over pairs of a[m]^T g[n], or of g[n] alone."""
+
+    a: Side | None
+    g: Side
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.g.size,) if self.a is None else (self.a.size, self.g.size)
+
+    @property
+    def copied(self) -> tuple[Side, ...]:
+        return tuple(side for side in (self.a, self.g) if side is not None and side.is_copied)
+
+    @property
+    def pairs_at_once(self) -> int:
+        return max(1, VECTORS_AT_ONCE // self.g.vectors)
+
+    @property
+    def room(self) -> int:
+        """Numbers that are copied at once."""
+        return self.pairs_at_once * sum(side.vectors * side.size for side in self.copied)
+
+
+def contraction_scratch(contractions: Sequence[Contraction], target: Target, element: ir.Type) -> int:
+    """Elements that each share needs."""
+    return outer_scratch(target, element) + max((c.room for c in contractions), default=0)
+
+
+def emit_contractions(contractions: Sequence[Contraction], element: ir.Type, target: Target, name: str) -> ir.Module:
+    """A module with the worker `name`: arguments p, scratch, then for each contraction the pointers a, g, c.
+
+    Each share takes its part of the outputs of every contraction, so sums over pairs are never split.
+    """
+    module = new_module(name, target)
+    products = declare_products(module, element)
+    e = define(module, f"{name}_body", {"block": PTR, "share": I64}, target, internal=True)
+    block, share = e.arguments
+    pairs = e.load(block, I64, FIRST_ARGUMENT)
+    room = contraction_scratch(contractions, target, element)
+    scratch = e.offset(e.load_pointer(block, FIRST_ARGUMENT + 1), e.mul(share, room), element)
+    for i, contraction in enumerate(contractions):
+        pointers = [e.load_pointer(block, FIRST_ARGUMENT + 2 + 3 * i + j) for j in range(3)]
+        part = _Part(e, element, products, contraction, pointers, scratch, share, e.load(block, I64, 1))
+        part.emit(pairs)
+    body = e.done()
+    define_worker(module, target, name, body)
+    return module
+
+
+class _Part:
+    """A share's part of one contraction: a range of rows or of columns."""
+
+    def __init__(
+        self,
+        e: Emitter,
+        element: ir.Type,
+        products: Products,
+        contraction: Contraction,
+        pointers: list[Value],
+        scratch: Value,
+        share: Value,
+        shares: Value,
+    ) -> None:
+        self.e, self.element, self.products, self.contraction = e, element, products, contraction
+        self.a, self.g, self.out = pointers
+        self.scratch = scratch
+        m, n = (0, *contraction.shape)[-2:]
+        self.by_rows = m > n
+        grain = e.target.tile(bits_of(element)).rows if self.by_rows else panel_width(e.target, element)
+        self.low, self.high = _range(e, m if self.by_rows else n, grain, share, shares)
+
+    def emit(self, pairs: Value) -> None:
+        e = self.e
+        size = e.sub(self.high, self.low)
+        e.choose(e.compare(">", size, 0), lambda: self._sum(pairs, size))
+
+    def _sum(self, pairs: Value, size: Value) -> None:
+        e, c = self.e, self.contraction
+        if c.a is None:
+            g, out = self._from(self.g, e.add(self.low, c.g.view.offset)), self._from(self.out, self.low)
+            e.call(self.products.column_sums, [pairs, size, g, e.integer(c.g.step), out])
+        elif not c.copied:
+            self._outer(pairs, size, self._from(self.a, c.a.view.offset), self._from(self.g, c.g.view.offset))
+        else:
+            e.loop(pairs, lambda first, _: self._some_pairs(first, pairs, size), step=c.pairs_at_once)
+
+    def _some_pairs(self, first: Value, pairs: Value, size: Value) -> None:
+        e, c = self.e, self.contraction
+        assert c.a is not None
+        count = e.min(e.sub(pairs, first), c.pairs_at_once)
+        room = self._from(self.scratch, outer_scratch(e.target, self.element))
+        found = []
+        for side, pointer in ((c.a, self.a), (c.g, self.g)):
+            here = self._from(pointer, e.mul(first, side.width))
+            if side.is_copied:
+                self._copy(side, here, room, count)
+                found.append(room)
+                room = self._from(room, c.pairs_at_once * side.vectors * side.size)
+            else:
+                found.append(self._from(here, side.view.offset))
+        self._outer(count, size, *found)
+
+    def _copy(self, side: Side, source: Value, to: Value, count: Value) -> None:
+        """The vectors of some pairs, one after the other."""
+        view = side.view
+        numbers = side.vectors * side.size
+        buffers = {"source": Buffer("source", "pair", side.width), "copy": Buffer("copy", "pair", numbers)}
+        load = Load(walked(View("source", view.shape, view.strides, view.offset), view.shape))
+        store = Store(load, walked(contiguous("copy", view.shape), view.shape))
+        move = Pass((SubPass(store.to.shape, (), (store,)),))
+        emit_pass(self.e, self.element, move, buffers, {"source": source, "copy": to}, count)
+
+    def _outer(self, pairs: Value, size: Value, a: Value, g: Value) -> None:
+        e, c = self.e, self.contraction
+        assert c.a is not None
+        row, column = (self.low, e.integer(0)) if self.by_rows else (e.integer(0), self.low)
+        arguments = [
+            e.mul(pairs, c.g.vectors),
+            size if self.by_rows else e.integer(c.a.size),
+            e.integer(c.g.size) if self.by_rows else size,
+            self._from(a, row),
+            e.integer(c.a.step),
+            self._from(g, column),
+            e.integer(c.g.step),
+            self._from(self.out, e.add(e.mul(row, c.g.size), column)),
+            e.integer(c.g.size),
+            self.scratch,
+        ]
+        e.call(self.products.outer, arguments)
+
+    def _from(self, pointer: Value, index: Value | int) -> Value:
+        return self.e.offset(pointer, index, self.element)
+
+
+def _range(e: Emitter, size: int, grain: int, share: Value, shares: Value) -> tuple[Value, Value]:
+    """The share's part of `size`, in whole grains."""
+    grains = -(-size // grain)
+
+    def bound(i: Value) -> Value:
+        return e.min(e.mul(e.div(e.mul(i, grains), shares), grain), size)
+
+    return bound(share), bound(e.add(share, 1))

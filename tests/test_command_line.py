@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,14 @@ import yaml
 from throughtime import __main__ as front
 from throughtime.fit import command_line
 from throughtime.fit.command_line import run_command
-from throughtime.fit.options import Options
+from throughtime.fit.options import (
+    LanguageModelOptions,
+    Options,
+    PairOptions,
+    TrainingOptions,
+    TransducerOptions,
+)
+from throughtime.fit.tasks.language_model.continuation import Continuation
 
 Out = pytest.CaptureFixture[str]
 
@@ -21,7 +29,7 @@ Out = pytest.CaptureFixture[str]
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """What the commands would have been called with."""
     calls: list[tuple] = []
-    for name in ("fit", "evaluate", "predict"):
+    for name in ("fit", "evaluate", "predict", "generate"):
         monkeypatch.setattr(command_line, name, lambda *arguments: calls.append(arguments))
     return calls
 
@@ -59,14 +67,40 @@ def test_evaluate_and_predict(asked: list[tuple]) -> None:
     ]
 
 
-@pytest.mark.parametrize("command", ["fit", "evaluate", "predict"])
+def test_a_task_has_options_and_defaults_of_its_own(asked: list[tuple]) -> None:
+    run_command(["fit", "--task", "transduce", "--data", "tsv:x.tsv", "--attention", "bahdanau"])
+    run_command(["fit", "--window", "16", "--task=language-model", "--data", "text:x.txt", "--epochs", "3"])
+    (pairs, *_), (text, *_) = asked
+    assert (pairs.task, pairs.data, pairs.model.attention) == ("transduce", PairOptions("tsv:x.tsv"), "bahdanau")
+    assert (pairs.training.epochs, pairs.training.batch, pairs.training.schedule) == (10, 100, "cosine")
+    assert (text.task, text.data.window, text.model) == ("language-model", 16, LanguageModelOptions())
+    assert text.training.epochs == 3
+
+
+def test_a_config_file_names_its_task(asked: list[tuple], tmp_path: Path) -> None:
+    options = Options(PairOptions("tsv:x.tsv"), TransducerOptions(units=6), TrainingOptions(epochs=4), "transduce")
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(options.flat()))
+    run_command(["fit", "--config", str(tmp_path / "c.yaml"), "--units", "8"])
+    assert asked[0][0] == replace(options, model=TransducerOptions(units=8))
+
+
+@pytest.mark.parametrize("prompt", ["It was", "12", "a: b", "null", "[", "'"])
+def test_generate(asked: list[tuple], prompt: str) -> None:
+    run_command(["generate", "runs/x", "--prompt", prompt, "--max-steps", "9", "--top-k=3", "--seed", "1"])
+    assert asked == [(Path("runs/x"), Continuation(prompt, max_steps=9, top_k=3, seed=1))]
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["fit", "fit --task transduce", "fit --task language-model", "evaluate", "predict", "generate"],
+)
 def test_help_tells_of_every_option(command: str, capsys: Out) -> None:
     with pytest.raises(SystemExit) as caught:
-        run_command([command, "--help"])
+        run_command([*command.split(), "--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
     options = [line for line in out.splitlines() if line.startswith("  --") and "--print_config" not in line]
-    assert len(options) >= {"fit": 24, "evaluate": 2, "predict": 3}[command]
+    assert len(options) >= {"fit": 24, "evaluate": 3, "predict": 4, "generate": 6}[command.split()[0]]
     after = " ".join(out.split())
     for line in options:
         name = line.split()[0]
@@ -80,6 +114,11 @@ def test_help_tells_of_every_option(command: str, capsys: Out) -> None:
         ("fit --epochs many", "epochs"),
         ("fit --no-such-option 1", "no_such_option"),
         ("fit --precision 8-bit", "precision"),
+        ("fit --task sing", "language-model"),
+        ("fit --task transduce", "data"),
+        ("fit --task transduce --data tsv:x --window 3", "window"),
+        ("fit --config /nowhere.yaml", "nowhere.yaml"),
+        ("generate runs/x --temperature -1", "temperature"),
         ("evaluate", "run"),
         ("predict runs/x", "out"),
         ("dance", "dance"),
@@ -98,6 +137,9 @@ def test_words_that_do_not_parse(words: str, said: str, capsys: Out) -> None:
         ("fit --data idx:/nowhere", "is not a directory"),
         ("fit --data parquet:/nowhere.parquet", "there is no file"),
         ("fit --cell NoSuchCell", "BasicRNNCell"),
+        ("fit --task transduce --data tsv:/nowhere.tsv", "cannot find the text file"),
+        ("fit --task language-model --data text:/nowhere.txt", "cannot find the text file"),
+        ("generate /nowhere", "is not the directory of a run"),
         ("evaluate /nowhere", "is not the directory of a run"),
         ("predict /nowhere --out x.txt", "--out must end in"),
     ],

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from throughtime.fit.report.figures import STYLE, svg
 
@@ -17,7 +18,7 @@ def draw_alignments(examples: Sequence[tuple[np.ndarray, Sequence[str], Sequence
     rows = -(-len(examples) // columns)
     tallest = max(len(said) for _, _, said in examples)
     with rc_context(STYLE):
-        figure = Figure(figsize=(9.6, rows * (0.9 + 0.19 * tallest)), layout="constrained")
+        figure = Figure(figsize=(9.6, rows * (0.9 + 0.19 * tallest)), layout=ConstrainedLayoutEngine(hspace=0.08))
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid[len(examples) :]:
             axes.set_axis_off()

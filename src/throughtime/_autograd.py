@@ -10,7 +10,7 @@ from torch import Tensor
 
 from throughtime._errors import BackendError
 from throughtime.loop.native.batch import Source
-from throughtime.loop.native.kernel import Batch, Bound, NativeKernel
+from throughtime.loop.native.kernel import Batch, Bound, Constants, NativeKernel
 from throughtime.loop.native.room import fresh, room
 from throughtime.plan.memory import MemoryPolicy, SaveAll
 
@@ -32,12 +32,14 @@ class NativeCall:
     user_rows: np.ndarray | None = None
     memory: MemoryPolicy = field(default_factory=SaveAll)
     source: Source | None = None
+    constants: Constants | None = None
 
     def bind(self, flat: Sequence[Tensor]) -> Bound:
         """Who asks for little memory has none kept."""
         consts, rows, xs, _ = self.split(flat)
+        constants = self.constants or self.kernel.constants(consts)
         empty = room.empty if isinstance(self.memory, SaveAll) else fresh
-        return self.kernel.bind(self.batch, consts, rows, xs, self.seed, self.user_rows, empty, self.source)
+        return self.kernel.bind(self.batch, constants, rows, xs, self.seed, self.user_rows, empty, self.source)
 
     def split(self, flat: Sequence[Tensor]) -> list[list[Tensor]]:
         parts, start = [], 0

@@ -28,7 +28,7 @@ from throughtime._sequence import Ragged
 from throughtime._state import check_output, rounds_products, split_result, trial
 from throughtime._types import Backend
 from throughtime.capture import Mentions, StepCall, StepTrace, check_hooks, find_mentions, signature, trace_step
-from throughtime.loop.native.kernel import Batch, NativeKernel
+from throughtime.loop.native.kernel import Batch, Constants, NativeKernel
 from throughtime.loop.noise import draw_seed
 from throughtime.loop.portable import PortableLoop
 from throughtime.loop.portable_memory import run_portable
@@ -40,6 +40,7 @@ from throughtime.plan.memory import MemoryPolicy, SaveAll
 __all__ = [
     "Compiled",
     "Forecast",
+    "Held",
     "Progress",
     "Refusal",
     "Run",
@@ -296,13 +297,20 @@ def _native(request: Run, loop: Compiled, consts: list[Tensor]) -> tuple[Nested,
     return unflatten(loop.trace.ys_structure, ys), unflatten(flatten(request.state)[1], final)
 
 
+class Held:
+    """A compiled loop whose weights are read once, for runs that follow each other."""
+
+    def __init__(self, loop: Compiled, consts: list[Tensor]) -> None:
+        self.loop, self.consts, self.constants = loop, consts, loop.kernel.constants(consts)
+
+
 class Progress:
     """A run without gradients that its caller looks at on the way."""
 
-    def __init__(self, request: Run, loop: Compiled, consts: list[Tensor]) -> None:
-        call, flat = _native_call(request, loop, consts)
-        self._loop, (self._carry, self._structure) = loop, flatten(request.state)
-        self._stepper = loop.kernel.stepper(call.bind(flat), self._carry, request.chunk)
+    def __init__(self, request: Run, held: Held) -> None:
+        call, flat = _native_call(request, held.loop, held.consts, held.constants)
+        self._loop, (self._carry, self._structure) = held.loop, flatten(request.state)
+        self._stepper = self._loop.kernel.stepper(call.bind(flat), self._carry, request.chunk)
 
     @property
     def steps_left(self) -> int:
@@ -318,7 +326,9 @@ class Progress:
         return unflatten(self._structure, self._loop.kernel.final(self._stepper.state, self._carry))
 
 
-def _native_call(request: Run, loop: Compiled, consts: list[Tensor]) -> tuple[NativeCall, list[Tensor]]:
+def _native_call(
+    request: Run, loop: Compiled, consts: list[Tensor], constants: Constants | None = None
+) -> tuple[NativeCall, list[Tensor]]:
     """The call, and its tensors one after the other."""
     step = _traced(request)
     source = request.ragged.source
@@ -334,6 +344,7 @@ def _native_call(request: Run, loop: Compiled, consts: list[Tensor]) -> tuple[Na
         request.ragged.user_order if noisy else None,
         request.memory,
         None if source is None else lambda start, stop: leaves(source(start, stop)),
+        constants,
     )
     return call, [tensor for group in groups for tensor in group]
 

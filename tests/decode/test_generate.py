@@ -286,16 +286,17 @@ def test_pytorchs_own_cells() -> None:
             assert torch.equal(got.ids[running, t], ids[running])
 
 
-@pytest.mark.xfail(reason="eager products change their last bits with the number of rows", strict=False)
-@pytest.mark.parametrize("strategy", [Greedy(), Beam(4, length_penalty=0.6)], ids=["greedy", "beam"])
+@pytest.mark.parametrize(
+    "strategy", [Greedy(), Beam(4, length_penalty=0.6), Sample(seed=2)], ids=["greedy", "beam", "sample"]
+)
 def test_a_row_alone_gives_the_same_bits(strategy: Any) -> None:
-    """What the native backend's products guarantee; to be made strict when decoding runs through it."""
+    """As the native backend's products do; sampled noise belongs to a row's place, so there the first row is tried."""
     torch.manual_seed(0)
     cell, embed, layer = GRUCell(96), nn.Embedding(50, 32), nn.Linear(96, 50)
     given = {"embed": embed, "output_layer": layer, "strategy": strategy, "max_steps": 20}
     start = torch.randn(33, 96)
     whole = generate(cell, [START] * 33, END, initial_state=start, **given)
-    for row in range(33):
+    for row in [0] if isinstance(strategy, Sample) else range(33):
         single = generate(cell, [START], END, initial_state=start[row : row + 1], **given)
         assert torch.equal(single.ids[0], whole.ids[row, : single.ids.shape[1]])
         assert torch.equal(single.scores[0], whole.scores[row])

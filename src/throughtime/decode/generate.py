@@ -10,7 +10,7 @@ from torch import Tensor
 from throughtime._nested import Nested, flatten, leaves, unflatten
 from throughtime._types import Backend
 from throughtime.decode.beams import BeamRules
-from throughtime.decode.compiled import greedy_steps
+from throughtime.decode.compiled import greedy_steps, natively
 from throughtime.decode.feedback import Constraint, Feedback, Request, prepare
 from throughtime.decode.prompt import read_prompts
 from throughtime.decode.search import Hypotheses, search
@@ -111,7 +111,7 @@ def generate(
     )
     if isinstance(strategy, Beam):
         rules = BeamRules(strategy.width, request.end_token, strategy.length_penalty, strategy.coverage_penalty)
-        return _best(search(request, rules))
+        return _best(search(natively(request, backend), rules))
     return _collect(request, list(_steps(request, strategy, backend)))
 
 
@@ -164,7 +164,7 @@ def _steps(request: Request, strategy: Any, backend: Backend) -> Iterator[Steps]
     compiled = greedy_steps(request, backend) if isinstance(_checked(strategy), Greedy) else None
     if compiled is not None:
         return compiled
-    return steps_of(request, choose_by(strategy, request.batch_size, request.ids.device))
+    return steps_of(natively(request, backend), choose_by(strategy, request.batch_size, request.ids.device))
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """The rows of one call as numbers, and its tensors by name."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from throughtime.loop.native.room import Empty
 
-__all__ = ["Batch", "Bound", "Located", "Source"]
+__all__ = ["Batch", "Bound", "Constants", "Located", "Source"]
 
 Source = Callable[[int, int], Sequence[Tensor]]
 """(start, stop) -> the pairs of these steps, of each input."""
@@ -123,21 +123,33 @@ class Located(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Constants:
+    """What is the same for every row, by name in the plan; weights in panels, packed when a program first asks."""
+
+    values: Mapping[str, Tensor]
+    packed: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Bound:
-    """One call's tensors. consts: by name in the plan; row_consts: by name in the programs.
+    """One call's tensors. row_consts: by name in the programs.
 
     xs: the inputs, one entry per pair, by name in the programs; or a source, (start, stop) -> those of these steps.
     seed, user_rows: of the noise, which is keyed by the user's row. empty: makes room for the call's own buffers.
     """
 
     batch: Batch
-    consts: Mapping[str, Tensor]
+    constants: Constants
     xs: Mapping[str, Located]
     row_consts: Mapping[str, Tensor]
     seed: int | None
     user_rows: np.ndarray | None
     empty: Empty
     source: Callable[[int, int], Mapping[str, Located]] | None = None
+
+    @property
+    def consts(self) -> Mapping[str, Tensor]:
+        return self.constants.values
 
     def inputs(self, start: int, stop: int) -> Mapping[str, Located]:
         """Of at least these steps."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from throughtime.loop.native.batch import Batch, Bound, Located
+from throughtime.loop.native.batch import Batch, Bound, Constants, Located
 from throughtime.loop.native.room import fresh
 from throughtime.loop.native.run import Walker
 from throughtime.loop.native.sums import Sums
@@ -43,7 +43,7 @@ def run_over_rows(
     if one_step.steps == 0:
         return RowResults(made, {})
     located = {name: Located(tensor) for name, tensor in {**rows, **made}.items()}
-    bound = Bound(one_step, consts, {}, {}, None, None, fresh)
+    bound = Bound(one_step, Constants(consts), {}, {}, None, None, fresh)
     walker = Walker(kernel, direction, bound, {}, 1)
     local = walker.steps(0, 1, located, 0, {})
     if direction == "before":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from throughtime.capture.graph import ROWS
 from throughtime.capture.interpret import run_node
-from throughtime.loop.native.batch import Batch, Bound, Located, Source
+from throughtime.loop.native.batch import Batch, Bound, Constants, Located, Source
 from throughtime.loop.native.by_row import run_over_rows
 from throughtime.loop.native.contractions import contraction_scratch, emit_contractions
 from throughtime.loop.native.costs import costs_of
@@ -29,7 +29,7 @@ from throughtime.loop.native.views import feature_shape
 from throughtime.plan.loop_plan import LoopPlan
 from throughtime.plan.memory import MemoryPolicy, Schedule, choose
 
-__all__ = ["Batch", "Bound", "Kept", "NativeKernel", "Stepper"]
+__all__ = ["Batch", "Bound", "Constants", "Kept", "NativeKernel", "Stepper"]
 
 
 class NativeKernel:
@@ -48,10 +48,18 @@ class NativeKernel:
 
     # --- one call
 
+    def constants(self, consts: Sequence[Tensor]) -> Constants:
+        """Tensors in the order of the plan's inputs -> these and what is made of them once per call."""
+        env = {i.name: tensor.detach() for i, tensor in zip(self.plan.of_kind("const"), consts)}
+        for node in self.plan.once:
+            if ROWS not in node.shape:
+                env[node.name] = run_node(node, env, 0)
+        return Constants(env)
+
     def bind(
         self,
         batch: Batch,
-        consts: Sequence[Tensor],
+        constants: Constants,
         rows: Sequence[Tensor],
         xs: Sequence[Tensor],
         seed: int | None = None,
@@ -59,14 +67,11 @@ class NativeKernel:
         empty: Empty = fresh,
         source: Source | None = None,
     ) -> Bound:
-        """Tensors in the order of the plan's inputs -> what a program reads. Runs what is done once per call.
+        """Tensors in the order of the plan's inputs -> what a program reads.
 
         source: (start, stop) -> the xs of these steps, where they are not given.
         """
-        env = {i.name: tensor.detach() for i, tensor in zip(self.plan.of_kind("const"), consts)}
-        for node in self.plan.once:
-            if ROWS not in node.shape:
-                env[node.name] = run_node(node, env, 0)
+        env = constants.values
         row_consts = {f"row_consts:{k}": self._as_numbers(tensor) for k, tensor in enumerate(rows)}
 
         def inputs(xs: Sequence[Tensor], first: int) -> dict[str, Located]:
@@ -84,7 +89,7 @@ class NativeKernel:
         located = inputs(xs, 0) if source is None else {}
         if "before" in self.lowered.by_row:
             row_consts |= run_over_rows(self, "before", batch, env, row_consts, "rows:").made
-        return Bound(batch, env, located, row_consts, seed, user_rows, empty, source and read)
+        return Bound(batch, constants, located, row_consts, seed, user_rows, empty, source and read)
 
     def runs_as_one(self, direction: str, batch: Batch) -> bool:
         """Whether what is free of the states runs within the steps; with few rows it runs over all pairs of a chunk."""

@@ -36,7 +36,6 @@ class Walker:
         self.kernel, self.direction, self.bound, self.rows = kernel, direction, bound, rows
         self.room = bound.batch.most_pairs(chunk)
         self.local: dict[str, Tensor] = {}
-        self._packed: dict[str, Tensor] = {}
         self._runs: dict[int | None, _Run] = {}
 
     def steps(
@@ -76,14 +75,15 @@ class Walker:
 
     def packed(self, name: str, k: int, n: int) -> Tensor:
         """A weight in panels, packed once per call."""
-        if name not in self._packed:
+        packed = self.bound.constants.packed
+        if name not in packed:
             kernel = self.kernel
             weight = self.bound.consts[name].detach().to(kernel.lowered.element)
             out = self.bound.empty((packed_size(k, n, kernel.target, kernel.element),), weight.dtype)
             pack = _packer(kernel.library, "f64" if weight.dtype == torch.float64 else "f32")
             pack(k, n, weight.data_ptr(), weight.stride(0), weight.stride(1), out.data_ptr())
-            self._packed[name] = out
-        return self._packed[name]
+            packed[name] = out
+        return packed[name]
 
     def _draw_noise(self, start: int, stop: int, local: Mapping[str, Located]) -> None:
         """The same numbers for a pair whenever they are drawn."""

@@ -273,7 +273,7 @@ def test_convolutions() -> None:
     check(convolved, kernels, inputs, torch.float64)
 
 
-@pytest.mark.parametrize("sizes", [(9, 2), (5, 4, 2)], ids=["1-D", "2-D"])
+@pytest.mark.parametrize("sizes", [(9, 2), (8, 6, 2)], ids=["1-D", "2-D"])
 def test_a_convolutional_lstm(sizes: tuple[int, ...]) -> None:
     dims = len(sizes) - 1
     cell = ConvLSTMCell(dims, sizes, 3, (3, 2)[:dims], skip_connection=True)

@@ -43,7 +43,7 @@ def ragged(lengths: list[int], pair_bytes: int = 100, **given: int) -> Costs:
     [
         ("save_all", SaveAll(), costs(100, 2)),
         ("recompute_few_steps", Recompute(), costs(20)),
-        ("recompute", Recompute(), ragged([100, 100, 40, 5])),
+        ("recompute", Recompute(), ragged([1200, 1200, 900, 5])),
         ("recompute_every_64", Recompute(64), costs(200)),
         ("recompute_every_33", Recompute(every=33), costs(200)),
         ("spill", Spill(), costs(100, pair_bytes=200_000)),
@@ -133,7 +133,7 @@ class _Walk:
 
 def test_memory_of_recompute_grows_as_the_root() -> None:
     """And on two levels more slowly than the marks of one."""
-    peaks = [choose(Recompute(), costs(steps)).peak for steps in (10_000, 1_000_000)]
+    peaks = [choose(Recompute(), costs(steps, rows=16)).peak for steps in (10_000, 1_000_000)]
     assert peaks[1] < 12 * peaks[0]
     wide = choose(Recompute(32), costs(1_000_000)).peak
     assert wide < MOST_MARKS * costs(1).mark(0)

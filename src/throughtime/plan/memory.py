@@ -45,6 +45,8 @@ __all__ = [
 
 BLOCK = 32
 """Segments begin at multiples of this many steps: the blocks in which weight gradients are summed."""
+SEGMENT_PAIRS = 512
+"""A shorter segment costs more in calls than it saves in memory."""
 MOST_MARKS = 4096
 SEGMENT_BYTES = 8 << 20
 """Residuals that one write or read of a spill moves."""
@@ -62,8 +64,9 @@ class Recompute:
     """Keep the state every `every` steps; the backward pass runs each segment again before it goes back over it.
 
     Args:
-        every: steps in a segment, rounded up to a multiple of 32; by default about sqrt(T). With more than 4096
-            segments, marks are kept on two levels, and a segment is run twice again.
+        every: steps in a segment, rounded up to a multiple of 32; by default about sqrt(T), and more with few rows,
+            so that a segment has 512 pairs of a row and a step. With more than 4096 segments, marks are kept on two
+            levels, and a segment is run twice again.
     """
 
     every: int | None = None
@@ -227,7 +230,7 @@ def _save_all(policy: SaveAll, costs: Costs) -> Schedule:
 
 
 def _recompute(policy: Recompute, costs: Costs) -> Schedule:
-    every = _whole_blocks(policy.every or math.isqrt(max(costs.steps - 1, 0)) + 1)
+    every = _whole_blocks(policy.every or _default_length(costs))
     segments = _segments(0, costs.steps, every)
     levels = [segments]
     if len(segments) <= MOST_MARKS:
@@ -244,6 +247,11 @@ def _recompute(policy: Recompute, costs: Costs) -> Schedule:
         return marks + max((costs.again(*s) for s in segments), default=0) + work.both
 
     return Schedule(policy, tuple(forward), tuple(backward), predict)
+
+
+def _default_length(costs: Costs) -> int:
+    most_rows = int(costs.active.max(initial=1))
+    return max(math.isqrt(max(costs.steps - 1, 0)) + 1, SEGMENT_PAIRS // most_rows)
 
 
 def _again(segment: tuple[int, int]) -> list[Action]:
@@ -287,8 +295,8 @@ def _within(policy: Budget, costs: Costs) -> Schedule:
 
 
 def _recomputations(costs: Costs) -> list[Schedule]:
-    """Segments of about sqrt(T) steps, and shorter ones, which a tight budget may want."""
-    default = _whole_blocks(math.isqrt(max(costs.steps - 1, 0)) + 1)
+    """Segments of the default length, and shorter ones, which a tight budget may want."""
+    default = _whole_blocks(_default_length(costs))
     lengths = {default, *(_whole_blocks(default // part) for part in (2, 4, 8, 16))}
     return [choose(Recompute(every), costs) for every in sorted(lengths, reverse=True)]
 

@@ -58,6 +58,7 @@ class _Pass:
     def __init__(self, kernel: "NativeKernel", bound: Bound, state: State, kept: Kept, chunk: int) -> None:
         self.kernel, self.bound, self.state, self.kept, self.chunk = kernel, bound, state, kept, chunk
         self.walkers: dict[str, Walker] = {}
+        self.spare: Residuals = {}
 
     def walker(self, direction: str) -> Walker:
         if direction not in self.walkers:
@@ -80,12 +81,19 @@ class _Pass:
         for start, stop in self._ranges(action):
             count = batch.pairs_of(start, stop)
             first = int(batch.offsets[start])
-            buffers = self.kernel.empty(direction, prefixes, count, self.bound.empty)
+            buffers = self._spare(count) if action.keep else {}
+            buffers = buffers or self.kernel.empty(direction, prefixes, count, self.bound.empty)
             residuals = {name: Located(tensor, first) for name, tensor in buffers.items()}
             if action.keep:
                 self.kept.residuals[start] = residuals
             for low, high in batch.windows(self.chunk, start, stop):
                 self.walker(direction).steps(low, high, {**residuals, **(ys or {})}, 0, {})
+
+    def _spare(self, count: int) -> dict[str, Tensor]:
+        """The room of the segment before, if it is enough: fresh memory costs a fault for every page."""
+        spare, self.spare = self.spare, {}
+        enough = all(len(located.tensor) >= count for located in spare.values())
+        return {name: located.tensor for name, located in spare.items()} if enough else {}
 
     def _ranges(self, action: Action) -> list[tuple[int, int]]:
         """Outputs that nobody keeps need room for a chunk only."""
@@ -177,7 +185,8 @@ def go_back(
         elif action.kind == "back":
             backward.go(action.start, action.stop)
         else:
-            del kept.residuals[action.start], kept.marks[action.start]
+            del kept.marks[action.start]
+            run.spare = kept.residuals.pop(action.start) if schedule.runs_again else {}
     return backward.sums.totals
 
 

@@ -1,6 +1,7 @@
 """What a cell closes over: found wherever it lies, read again at every call, with a gradient where it is trainable."""
 
 import functools
+import gc
 import types
 from collections import deque
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from capture.agreement import assert_agrees, row
 from throughtime.capture import trace_step
@@ -146,3 +148,18 @@ def test_one_tensor_in_two_places_is_one_const() -> None:
     cell = Memory()
     cell.again = cell.memory
     assert len(trace_step(lambda x, h: (cell(x, h)[0] * cell.again, h), row(H), row(H)).consts) == 1
+
+
+def test_a_trace_leaves_no_tensor_behind() -> None:
+    """The graph that PyTorch makes of a step holds results that it saves: no ring of these may outlive the trace."""
+
+    def step(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.sigmoid(x + h), torch.exp(h - x) * torch.tanh(x)
+
+    def fakes() -> int:
+        gc.collect()
+        return sum(type(made) is FakeTensor for made in gc.get_objects())
+
+    before = fakes()
+    trace_step(step, row(4), row(4))
+    assert fakes() <= before

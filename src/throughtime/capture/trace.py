@@ -114,11 +114,16 @@ def _plain_modes(xs: Sequence[Tensor]) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is))
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_apart, _as_it_is))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         for device in {"cpu", *(x.device.type for x in xs)}:
             stack.enter_context(torch.autocast(device, enabled=False))
         yield
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    """A result that its own graph holds by a hook is a ring through C++, which the collector cannot see."""
+    return tensor.detach()
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

@@ -1,0 +1,45 @@
+"""What machine code has not is refused by its name, before anything runs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from throughtime import BackendError, dynamic_rnn
+
+TABLE = torch.randn(5, 4)
+X, H = torch.randn(2, 3, 4), torch.zeros(2, 4)
+IDS = torch.randint(5, (2, 3, 2, 3))
+
+REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], Any], Tensor, Tensor, str]] = {
+    "sorted": (lambda x, h: (h, x.sort(1)[0]), X, H, r"operator 'sort' .* is not in the native backend's table"),
+    "truths": (
+        lambda x, h: (x, torch.maximum(h, x > 0)),
+        X,
+        H.bool(),
+        r"operator 'maximum' .* on truth values is not in the native backend's table",
+    ),
+    "half": (lambda x, h: (x.half().float(), h), X, H, "the step computes in torch.float16, which the native backend"),
+    "two precisions": (
+        lambda x, h: ((x.double() + 1).float(), h),
+        X,
+        H,
+        "the step mixes torch.float32, torch.float64; the native backend keeps to one",
+    ),
+    "transposed ids": (
+        lambda x, h: (F.embedding(x.transpose(1, 2), TABLE), h),
+        IDS,
+        H,
+        r"'embedding' .* looks up a transposed index",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_by_name(name: str) -> None:
+    step, inputs, state, words = REFUSED[name]
+    with pytest.raises(BackendError, match=words):
+        dynamic_rnn(step, inputs, initial_state=state, backend="native")

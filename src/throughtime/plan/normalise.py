@@ -10,6 +10,7 @@ from throughtime.capture.graph import StepPair
 from throughtime.plan.convolutions import narrow_convolutions, split_convolutions, split_kernel_gradients, sum_biases
 from throughtime.plan.editor import GraphEditor
 from throughtime.plan.places import Places
+from throughtime.plan.pools import reduce_windows
 from throughtime.plan.products import name_outer_products, narrow_products, split_outer_products, split_products
 from throughtime.plan.tables import tabulate_products
 from throughtime.plan.windows import multiply_windows, split_groups
@@ -38,6 +39,7 @@ def normalise(pair: StepPair) -> GraphEditor:
         places = Places(graph)
         changed = sum(rewrite(graph, places) for rewrite in REWRITES) > 0
     multiply_windows(graph)
+    reduce_windows(graph)
     tabulate_products(graph)
     _tidy(graph)
     return graph

@@ -1,20 +1,14 @@
 """Convolutions -> products of windows, which leave the loop, take their turn and give gradients as other products do.
 
-    convolution(x, w)[o, p]  =  sum over k, c of  windows(x)[p, k, c] * w[o, c, k]
-
-Two operators that only plans have: `pad` puts zeros around the first feature axes; `windows` looks at what a kernel
-sees at each position, x[B, *L, C] -> [B, *P, *K, C]. Both are free of arithmetic. The channels come last, so that what
-is read lies together.
+convolution(x, w)[o, p]  =  sum over k, c of  windows(x)[p, k, c] * w[o, c, k]
 """
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
-
-import torch
 
 from throughtime.capture.graph import ROWS, Node, Ref, Shape
 from throughtime.plan.editor import GraphEditor, has_rows
+from throughtime.plan.image_steps import Steps
 
 __all__ = ["multiply_windows", "split_groups"]
 
@@ -68,12 +62,12 @@ def multiply_windows(graph: GraphEditor) -> None:
     """
     for node in graph.where(lambda n: n.op in ("convolution", "convolution_backward") and _fits(n)):
         if node.attributes["groups"] == 1:
-            steps = _Steps(graph, node)
+            steps = Steps(graph, node)
             result = _product(steps)
             graph.replace(node.name, steps.made, result.name)
 
 
-def _product(s: "_Steps") -> Ref:
+def _product(s: Steps) -> Ref:
     """What is transposed is the input's gradient of what is not."""
     transposed = s.node.attributes["transposed"]
     if s.node.op == "convolution":
@@ -85,75 +79,14 @@ def _product(s: "_Steps") -> Ref:
     return _kernel_gradient(s, d_y, x, w) if transposed else _kernel_gradient(s, x, d_y, w)
 
 
-class _Steps:
-    """The nodes on the way to one, and their shapes."""
-
-    def __init__(self, graph: GraphEditor, node: Node) -> None:
-        self.graph, self.node = graph, node
-        self.made: list[Node] = []
-        self.shapes: dict[str, Shape] = {}
-        self.stride, self.padding, self.dilation = (node.attributes[k] for k in ("stride", "padding", "dilation"))
-
-    def shape(self, value: Ref) -> Shape:
-        return self.shapes.get(value.name) or self.graph.shape(value.name)
-
-    def make(
-        self, op: str, args: Sequence[Any], shape: Shape, dtype: torch.dtype | None = None, **attributes: Any
-    ) -> Ref:
-        made = self.graph.make(op, tuple(args), shape, dtype or self.node.dtype, **attributes)
-        self.made.append(made)
-        self.shapes[made.name] = shape
-        return Ref(made.name)
-
-    def dtype(self, value: Ref) -> torch.dtype:
-        own = next((node.dtype for node in self.made if node.name == value.name), None)
-        return own or self.graph.value(value.name).dtype
-
-    def view(self, value: Ref, *shape: Any) -> Ref:
-        return self.make("view", (value,), shape, self.dtype(value))
-
-    def permute(self, value: Ref, *dims: int) -> Ref:
-        shape: Shape = tuple(self.shape(value)[d] for d in dims)
-        return self.make("permute", (value,), shape, self.dtype(value), dims=dims)
-
-    def pad(self, value: Ref, before: Sequence[int], after: Sequence[int]) -> Ref:
-        """Zeros around the first axes; what is less than none is cut off."""
-        shape: Shape = self.shape(value)
-        for dim, (low, high) in enumerate(zip(before, after), 1):
-            if low < 0 or high < 0:
-                start, end = max(-low, 0), int(shape[dim]) - max(-high, 0)
-                shape = (*shape[:dim], end - start, *shape[dim + 1 :])
-                cut = {"dim": dim, "start": start, "end": end, "step": 1}
-                value = self.make("slice", (value,), shape, self.dtype(value), **cut)
-        before, after = ([max(n, 0) for n in side] for side in (before, after))
-        if not any((*before, *after)):
-            return value
-        wide = [int(n) + low + high for n, low, high in zip(shape[1:], before, after)]
-        attributes = {"before": tuple(before), "after": tuple(after)}
-        return self.make("pad", (value,), (ROWS, *wide, *shape[len(wide) + 1 :]), self.dtype(value), **attributes)
-
-    def channels_last(self, x: Ref) -> Ref:
-        return self.permute(x, 0, *range(2, len(self.shape(x))), 1)
-
-    def windows(self, x: Ref, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Ref:
-        """[B, *L, C] -> [B, P, K * C]"""
-        _, *sizes, channels = self.shape(x)
-        reach = [d * (k - 1) for k, d in zip(kernel, dilation)]
-        places = [(int(n) - r - 1) // s + 1 for n, r, s in zip(sizes, reach, stride)]
-        shape: Shape = (ROWS, *places, *kernel, channels)
-        options = {"kernel": tuple(kernel), "stride": tuple(stride), "dilation": tuple(dilation)}
-        seen = self.make("windows", (x,), shape, self.dtype(x), **options)
-        return self.view(seen, ROWS, prod(places), int(channels) * prod(kernel))
-
-
-def _gather_in(s: _Steps, x: Ref, w: Ref, bias: Ref | None = None) -> Ref:
+def _gather_in(s: Steps, x: Ref, w: Ref, bias: Ref | None = None) -> Ref:
     outputs, channels, *kernel = (int(n) for n in s.shape(w))
-    seen = s.windows(s.pad(s.channels_last(x), s.padding, s.padding), kernel, s.stride, s.dilation)
+    seen = _windows(s, x, kernel)
     matrix = s.view(s.permute(w, *range(2, 2 + len(kernel)), 1, 0), prod(kernel) * channels, outputs)
     return _as_image(s, seen, matrix, bias)
 
 
-def _as_image(s: _Steps, seen: Ref, matrix: Ref, bias: Ref | None) -> Ref:
+def _as_image(s: Steps, seen: Ref, matrix: Ref, bias: Ref | None) -> Ref:
     shape: Shape = (ROWS, s.shape(seen)[1], s.shape(matrix)[1])
     made = s.make("mm", (seen, matrix), shape)
     if bias is not None:
@@ -161,41 +94,35 @@ def _as_image(s: _Steps, seen: Ref, matrix: Ref, bias: Ref | None) -> Ref:
             bias = s.make("to_dtype", (bias,), s.shape(bias), dtype=s.node.dtype)
         made = s.make("add", (made, bias), shape)
     _, channels, *sizes = s.node.shape
-    last = len(sizes) + 1
-    return s.permute(s.view(made, ROWS, *sizes, channels), 0, last, *range(1, last))
+    return s.channels_first(s.view(made, ROWS, *sizes, channels))
 
 
-def _spread_out(s: _Steps, d_y: Ref, w: Ref, bias: Ref | None = None) -> Ref:
+def _windows(s: Steps, x: Ref, kernel: Sequence[int]) -> Ref:
+    stride, padding, dilation = (s.node.attributes[k] for k in ("stride", "padding", "dilation"))
+    return _flat(s, s.windows(s.pad(s.channels_last(x), padding, padding), kernel, stride, dilation), len(kernel))
+
+
+def _flat(s: Steps, seen: Ref, axes: int) -> Ref:
+    """[B, *P, *K, C] -> [B, P, K * C]"""
+    sizes = [int(n) for n in s.shape(seen)[1:]]
+    return s.view(seen, ROWS, prod(sizes[:axes]), prod(sizes[axes:]))
+
+
+def _spread_out(s: Steps, d_y: Ref, w: Ref, bias: Ref | None = None) -> Ref:
     """d_x = convolution(d_y with `stride - 1` zeros between its elements, w turned round)"""
     outputs, channels, *kernel = (int(n) for n in s.shape(w))
-    spread = _spread(s, s.channels_last(d_y))
-    reach = [d * (k - 1) for k, d in zip(kernel, s.dilation)]
-    before = [r - p for r, p in zip(reach, s.padding)]
-    sizes = zip(s.node.shape[2:], s.shape(spread)[1:], reach, before)
-    after = [int(n) + r - int(own) - low for n, own, r, low in sizes]
-    seen = s.windows(s.pad(spread, before, after), kernel, [1] * len(kernel), s.dilation)
+    stride, padding, dilation = (s.node.attributes[k] for k in ("stride", "padding", "dilation"))
+    seen = _flat(s, s.windows_back(s.channels_last(d_y), kernel, stride, padding, dilation), len(kernel))
     axes = range(2, 2 + len(kernel))
     turned = s.make("flip", (w,), s.shape(w), s.dtype(w), dims=tuple(axes))
     matrix = s.view(s.permute(turned, *axes, 0, 1), prod(kernel) * outputs, channels)
     return _as_image(s, seen, matrix, bias)
 
 
-def _spread(s: _Steps, x: Ref) -> Ref:
-    for dim, step in enumerate(s.stride, 1):
-        shape = s.shape(x)
-        if step > 1 and shape[dim] != 1:
-            size, before = int(shape[dim]), [0] * dim
-            tall = s.view(x, *shape[: dim + 1], 1, *shape[dim + 1 :])
-            wide = s.pad(tall, [*before, 0], [*before, step - 1])
-            whole = s.view(wide, *shape[:dim], size * step, *shape[dim + 1 :])
-            x = s.pad(whole, before, [*before[1:], 1 - step])
-    return x
-
-
-def _kernel_gradient(s: _Steps, x: Ref, d_y: Ref, w: Ref) -> Ref:
+def _kernel_gradient(s: Steps, x: Ref, d_y: Ref, w: Ref) -> Ref:
     """d_w[o, c, k] = sum over pairs and p of d_y[o, p] * windows(x)[p, k, c]"""
     outputs, channels, *kernel = (int(n) for n in s.shape(w))
-    seen = s.windows(s.pad(s.channels_last(x), s.padding, s.padding), kernel, s.stride, s.dilation)
+    seen = _windows(s, x, kernel)
     d_rows = s.view(s.channels_last(d_y), ROWS, s.shape(seen)[1], outputs)
     outer = s.make("outer", (seen, d_rows), (prod(kernel) * channels, outputs))
     last = len(kernel)

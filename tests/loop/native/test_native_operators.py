@@ -295,3 +295,36 @@ def test_a_convolution_of_many_groups_is_refused() -> None:
     kernel = numbers(20, 1, 3)
     with pytest.raises(BackendError, match=r"operator 'convolution' .* is not in the native backend's table"):
         dynamic_rnn(step, numbers(ROWS, STEPS, 20, UNITS), None, numbers(ROWS, 20, UNITS), backend="native")
+
+
+def pooled(x: Tensor, h: Tensor) -> tuple[Nested, Tensor]:
+    """Equal elements, windows that reach over the edge, that overlap, that have gaps; over one axis to three."""
+    image = torch.tanh(x + h[:, :1, None, None])
+    some = torch.relu(image)
+    found = {
+        "largest": F.max_pool2d(some, 3, 2, 1),
+        "over the edge": F.max_pool2d(some, (2, 3), dilation=(2, 1), ceil_mode=True),
+        "of a line": F.max_pool1d(some.flatten(1, 2), 3, 1),
+        "of a room": F.max_pool3d(some.unsqueeze(1), 2),
+        "mean": F.avg_pool2d(image, 3, 2, 1),
+        "mean of a line": F.avg_pool1d(image.flatten(1, 2), 2),
+        "mean of a room": F.avg_pool3d(image.unsqueeze(1), (1, 2, 2), divisor_override=3),
+    }
+    return found, torch.tanh(h + found["mean"].flatten(1)[:, :UNITS])
+
+
+def test_pools() -> None:
+    check(pooled, [], numbers(ROWS, STEPS, 2, 7, 5), torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("step", "name"),
+    [
+        (lambda x, h: (F.max_pool1d(x, 2, return_indices=True)[1], h), "max_pool2d_with_indices"),
+        (lambda x, h: (F.avg_pool1d(x, 3, 2, 1, count_include_pad=False), h), "avg_pool2d"),
+    ],
+    ids=["indices", "uneven means"],
+)
+def test_pools_that_are_refused(step: Step, name: str) -> None:
+    with pytest.raises(BackendError, match=f"operator '{name}' .* is not in the native backend's table"):
+        dynamic_rnn(step, numbers(ROWS, STEPS, 2, UNITS), None, numbers(ROWS, UNITS), backend="native")

@@ -167,17 +167,17 @@ class Resolved:
         self.sources[node.name] = whole
 
     def _take_pad(self, node: Node) -> None:
-        """Zeros before and after each axis in turn, as long as the axes before it, and the value within."""
+        """The number before and after each axis in turn, as long as the axes before it, and the value within."""
         (part,) = node.operands
         buffer = self._home_of_cat(node) or self.scratch(node.name)
         self.joined.add(buffer.name)
         whole = contiguous(buffer.name, feature_shape(node.shape))
-        inner = whole
+        inner, number = whole, Immediate(node.attributes["value"])
         for axis, (low, high) in enumerate(zip(node.attributes["before"], node.attributes["after"])):
             size = inner.shape[axis]
             for start, end in ((0, low), (size - high, size)):
                 if start < end:
-                    self.wants.append(Want(Immediate(0), buffer, inner.between(axis, start, end)))
+                    self.wants.append(Want(number, buffer, inner.between(axis, start, end)))
             inner = inner.between(axis, low, size - high)
         self.wants.append(Want(self.immediates.get(part, part), buffer, inner))
         self.sources[node.name] = whole

@@ -3,14 +3,20 @@
 Each figure is of a fresh process, which prints one line of JSON. Memory is the operating system's: VmHWM, set back
 (/proc/self/clear_refs) after a short run that compiles and warms up, less what was resident then. Time is the
 processor's, of one thread and of the writing thread of a spill: other processes on the machine do not count.
+
+million: a million steps within 48 MB. budget: 30 random settings. ratios: the policies in one process, by turns.
+curve: T = 1e3 ... 1e6 beside the rivals, with pictures for the docs (docs/images/); draw: those again.
 """
 
 import argparse
 import json
+import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from memory_settings import measure_budget
@@ -22,10 +28,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from throughtime import Recompute, SaveAll, Spill, dynamic_rnn, static_rnn, unroll_loss
+from throughtime.plan.memory import MemoryPolicy
 
 FEATURES, UNITS = 64, 128
 RESULTS = Path(__file__).parents[1] / "docs" / "images"
-POLICIES = {"SaveAll": SaveAll(), "Recompute": Recompute(), "Spill": Spill()}
+POLICIES: dict[str, MemoryPolicy] = {"SaveAll": SaveAll(), "Recompute": Recompute(), "Spill": Spill()}
 
 
 def squared(output: Tensor, target: Tensor) -> Tensor:
@@ -92,6 +99,81 @@ def measure_curve(steps: int, rival: str) -> dict:
     return {"bytes": peak.bytes, "seconds": peak.seconds}
 
 
+def measure_ratios(units: int, rows: int, steps: int, rounds: int) -> dict:
+    """Medians over interleaved rounds: seconds of the processor, and of the clock."""
+    cell = nn.LSTMCell(FEATURES, units)
+    x, d_y = torch.randn(steps, rows, FEATURES), torch.randn(steps, rows, units)
+
+    def run(policy: MemoryPolicy) -> Peak:
+        cell.zero_grad()
+        with Peak() as taken:
+            dynamic_rnn(cell, x, time_major=True, memory=policy, backend="native")[0].backward(d_y)
+        return taken
+
+    for policy in POLICIES.values():
+        run(policy)
+    taken = {name: [] for name in POLICIES}
+    for _ in range(rounds):
+        for name, policy in POLICIES.items():
+            taken[name].append(run(policy))
+    return {
+        name: [statistics.median(t.seconds for t in runs), statistics.median(t.clock for t in runs)]
+        for name, runs in taken.items()
+    }
+
+
+def measure_chunks(steps: int) -> dict:
+    """A loss per step of inputs that nobody holds: each chunk is made when it is asked for."""
+    torch.manual_seed(0)
+    cell = nn.LSTMCell(FEATURES, UNITS)
+
+    def chunks(count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, count, 1000):
+            size = min(1000, count - start)
+            yield torch.randn(1, size, FEATURES), torch.randn(1, size, UNITS)
+
+    def run(count: int) -> None:
+        unroll_loss(cell, chunks(count), None, squared, backend="native")[0].backward()
+
+    run(1000)
+    with Peak() as peak:
+        run(steps)
+    return {"bytes": peak.bytes, "seconds": peak.seconds}
+
+
+def measure_static(steps: int, way: str) -> dict:
+    """The graph that a backward pass will walk: its nodes, the time to build it, the memory that it holds.
+
+    `static_rnn` builds it anew at each call. `dynamic_rnn` traces and compiles at the first one, whatever T is.
+    """
+    torch.manual_seed(0)
+    cell = nn.LSTMCell(FEATURES, UNITS)
+    x, _ = inputs_of(steps, torch.float32)
+
+    def unroll() -> Tensor:
+        if way == "static_rnn":
+            return torch.stack(static_rnn(cell, x.unbind(1))[0], 1)
+        return dynamic_rnn(cell, x, backend="native", memory=Recompute())[0]
+
+    began = time.process_time()
+    unroll()
+    first = time.process_time() - began
+    with Peak() as later:
+        outputs = unroll()
+    build = later.seconds if way == "static_rnn" else first - later.seconds
+    return {"bytes": later.bytes - outputs.nbytes, "build": build, "nodes": _nodes(outputs)}
+
+
+def _nodes(outputs: Tensor) -> int:
+    seen, waiting = set(), [outputs.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    return len(seen)
+
+
 def _in_checkpoints(lstm: nn.LSTM, x: Tensor) -> Tensor:
     state, outputs = None, []
     for part in x.split(int(x.shape[1] ** 0.5) + 1, 1):
@@ -142,6 +224,16 @@ def budget(quick: bool) -> None:
     print(f"more than 5 % above the budget: {above}; the largest peak was {worst:.3f} of its budget")
 
 
+def ratios(quick: bool) -> None:
+    """What a policy costs beside SaveAll."""
+    for units, rows, steps in ((128, 1, 10_000), (256, 32, 1000)):
+        found = fresh(__file__, "ratios", units, rows, steps, 3 if quick else 7)
+        print(f"LSTM {units}, inputs of {FEATURES}, B {rows}, T {steps:,}: SaveAll takes {found['SaveAll'][0]:.3f} s")
+        for name in ("Recompute", "Spill"):
+            processor, clock = (mine / own for mine, own in zip(found[name], found["SaveAll"]))
+            print(f"  {name:10} {processor:.2f} times the processor's time, {clock:.2f} times the clock's", flush=True)
+
+
 BUDGET_COLUMNS = ("budget MB", "predicted MB", "measured MB", "difference", "")
 
 
@@ -152,55 +244,111 @@ def _fault(r: dict) -> str:
     return "" if near else "far"
 
 
+LENGTHS = [1000, 10_000, 100_000, 1_000_000]
+STATIC_LENGTHS = [10, 100, 1000, 10_000]
+MOST_STEPS = {"static_rnn": 10_000, "nn.LSTM": 100_000}
+"""nn.LSTM would need 10 GB and more for the next length, static_rnn ten minutes."""
+LABELS = {
+    "SaveAll": "dynamic_rnn, SaveAll()",
+    "Recompute": "dynamic_rnn, Recompute()",
+    "Spill": "dynamic_rnn, Spill()",
+    "unroll_loss": "unroll_loss",
+    "nn.LSTM": "nn.LSTM",
+    "checkpoint": "nn.LSTM, checkpointed windows",
+    "static_rnn": "static_rnn",
+}
+STYLES = {
+    "SaveAll": ("#1f5fa8", "-", "o"),
+    "Recompute": ("#2e8b57", "-", "s"),
+    "Spill": ("#b8860b", "-", "^"),
+    "unroll_loss": ("#6a3d9a", "-", "D"),
+    "nn.LSTM": ("#555555", "--", "o"),
+    "checkpoint": ("#999999", "--", "s"),
+    "static_rnn": ("#c03030", ":", "v"),
+}
+
+
 def curve(quick: bool) -> None:
-    lengths = [1000, 3000, 10_000] if quick else [1000, 3000, 10_000, 30_000, 100_000, 300_000, 1_000_000]
-    most = {"static_rnn": 10_000, "nn.LSTM": 300_000, "SaveAll": 300_000, "Spill": 300_000, "checkpoint": 300_000}
+    """Time and peak memory against the number of steps, each in a process of its own."""
+    lengths, static_lengths = (LENGTHS[:2], STATIC_LENGTHS[:3]) if quick else (LENGTHS, STATIC_LENGTHS)
+    todo: list[tuple] = [
+        ("loss", steps, "Recompute", "float32", "") if rival == "unroll_loss" else ("curve", steps, rival)
+        for rival in LABELS
+        for steps in lengths
+        if steps <= MOST_STEPS.get(rival, steps)
+    ]
+    todo += [("static", steps, way) for way in ("static_rnn", "dynamic_rnn") for steps in static_lengths]
     rows = []
-    for rival in (*POLICIES, "unroll_loss", "nn.LSTM", "checkpoint", "static_rnn"):
-        for steps in lengths:
-            if steps > most.get(rival, 10**9):
-                continue
-            one = ("loss", steps, "Recompute", "float32", "") if rival == "unroll_loss" else ("curve", steps, rival)
-            r = fresh(__file__, *one)
-            rows.append({"rival": rival, "steps": steps, **r})
-            print(
-                f"{rival:12} T {steps:9,} {r['seconds'] / steps * 1e6:8.1f} us a step {r['bytes'] / MB:9.1f} MB",
-                flush=True,
-            )
-            RESULTS.mkdir(parents=True, exist_ok=True)
-            (RESULTS / "memory.json").write_text(json.dumps(rows, indent=1) + "\n")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for one in track(todo, "measuring"):
+        kind, steps, rival = one[:3]
+        rival = "unroll_loss" if kind == "loss" else rival
+        rows.append({"kind": kind, "rival": rival, "steps": steps, **fresh(__file__, *one)})
+        (RESULTS / "memory.json").write_text(json.dumps(rows, indent=1) + "\n")
     draw(rows)
+    for row in rows:
+        rest = {k: v for k, v in row.items() if k not in ("kind", "rival", "steps", "loss", "bytes")}
+        print(f"{row['kind']:7} {row['rival']:12} T {row['steps']:9,} {row['bytes'] / MB:9.1f} MB", rest)
 
 
 def draw(rows: list[dict]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    _draw_curve([row for row in rows if row["kind"] != "static"])
+    _draw_static([row for row in rows if row["kind"] == "static"])
+
+
+def _draw_curve(rows: list[dict]) -> None:
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.4), constrained_layout=True)
-    styles = {"nn.LSTM": ("0.45", "--"), "checkpoint": ("0.65", "--"), "static_rnn": ("#c03030", ":")}
-    colours = iter(["#1f5fa8", "#2e8b57", "#b8860b", "#6a3d9a"])
-    for rival in dict.fromkeys(row["rival"] for row in rows):
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.6), constrained_layout=True)
+    for rival, label in LABELS.items():
         points = [row for row in rows if row["rival"] == rival]
-        colour, dash = styles.get(rival) or (next(colours), "-")
+        colour, dash, marker = STYLES[rival]
+        style = {"linestyle": dash, "marker": marker, "markersize": 5, "color": colour, "label": label}
         steps = [p["steps"] for p in points]
-        left.loglog(steps, [max(p["bytes"], 1e5) / MB for p in points], dash, marker="o", color=colour, label=rival)
-        right.loglog(steps, [p["seconds"] for p in points], dash, marker="o", color=colour, label=rival)
-    left.set(xlabel="steps", ylabel="MB", title="Peak memory above the inputs")
-    right.set(xlabel="steps", ylabel="seconds of one thread", title="Forwards and backwards")
+        left.loglog(steps, [max(p["bytes"], 1e5) / MB for p in points], **style)
+        right.loglog(steps, [p["seconds"] / p["steps"] * 1e6 for p in points], **style)
+    left.set(xlabel="steps T", ylabel="MB", title="Peak memory above the inputs")
+    right.set(xlabel="steps T", ylabel="microseconds", title="Time of a step, forwards and backwards, one thread")
     for axes in (left, right):
-        axes.grid(True, which="major", alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False, fontsize=9)
-    figure.suptitle(f"LSTM {UNITS}, inputs of {FEATURES}, one sequence, float32")
-    for kind in ("svg", "png"):
-        figure.savefig(RESULTS / f"memory.{kind}", dpi=150)
+        _plain(axes)
+    right.legend(frameon=False, fontsize=8, loc="upper right")
+    skipped = ", ".join(f"{rival} beyond {most:,} steps" for rival, most in MOST_STEPS.items())
+    figure.suptitle(f"LSTM {UNITS}, inputs of {FEATURES}, one sequence, float32; not run: {skipped}", fontsize=10)
+    figure.savefig(RESULTS / "memory.png", dpi=130)
+
+
+def _draw_static(rows: list[dict]) -> None:
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 3, figsize=(11, 3.6), constrained_layout=True)
+    shown = {"nodes": "Nodes of the graph", "build": "Seconds to build it", "bytes": "MB that it holds"}
+    styles = {"static_rnn": STYLES["static_rnn"], "dynamic_rnn": STYLES["Recompute"]}
+    for axes, (key, title) in zip(panels, shown.items()):
+        for way, (colour, dash, marker) in styles.items():
+            points = [row for row in rows if row["rival"] == way]
+            values = [max(p[key] / MB, 0.1) if key == "bytes" else p[key] for p in points]
+            label = f"{way}, Recompute()" if way == "dynamic_rnn" else way
+            axes.loglog([p["steps"] for p in points], values, dash, marker=marker, color=colour, label=label)
+        axes.set(xlabel="steps T", title=title)
+        _plain(axes)
+    panels[0].legend(frameon=False, fontsize=9)
+    figure.savefig(RESULTS / "memory-static.png", dpi=130)
+
+
+def _plain(axes: Any) -> None:
+    axes.grid(True, which="major", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 MEASUREMENTS: dict[str, Callable[..., dict]] = {
     "loss": measure_loss,
     "curve": measure_curve,
+    "chunks": measure_chunks,
+    "static": measure_static,
+    "ratios": measure_ratios,
     "budget": measure_budget,
 }
 
@@ -210,8 +358,8 @@ def main() -> None:
         torch.set_num_threads(1)
         print(json.dumps(MEASUREMENTS[sys.argv[2]](*json.loads(sys.argv[3]))))
         return
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    shows = {"million": million, "budget": budget, "curve": curve}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shows = {"million": million, "budget": budget, "ratios": ratios, "curve": curve}
     parser.add_argument("what", choices=[*shows, "draw"])
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()

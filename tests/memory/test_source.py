@@ -2,8 +2,6 @@
 
 import gc
 import resource
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -213,16 +211,3 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow_with_the_chunks() -> None:
-    """But for what is said: some bytes a step (losses, their gradient, the numbers of rows), and the root of T."""
-
-    def peak(steps: int) -> int:
-        script = Path(__file__).parents[2] / "benchmarks" / "memory.py"
-        command = [sys.executable, str(script), "--measure", "chunks", f"[{steps}]"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return int(done.stdout.split('"bytes": ')[1].split(".")[0].split(",")[0])
-
-    assert peak(200_000) - peak(20_000) < 180_000 * 40 + 2e6, "the inputs alone are 180,000 times 256 bytes"

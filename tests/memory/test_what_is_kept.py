@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from throughtime import Recompute, SaveAll, Spill, dynamic_rnn, unroll_loss
+from throughtime.loop.native import execute
 
 CELL = nn.LSTMCell(3, 5)
 
@@ -41,3 +42,17 @@ def test_no_tensor_waits_for_the_collector(memory: Any, request: pytest.FixtureR
     train()
     gc.collect()
     assert [type(thing) for thing in left if isinstance(thing, Tensor)] == []
+
+
+@pytest.mark.parametrize("memory", [Recompute(32), Spill()], ids=str)
+def test_one_segment_is_held_at_a_time(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, go = [], execute._Backward.go
+
+    def noting(backward: Any, start: int, stop: int) -> None:
+        held.append(len(backward.kept.residuals))
+        go(backward, start, stop)
+
+    monkeypatch.setattr(execute._Backward, "go", noting)
+    monkeypatch.setattr("throughtime.plan.memory.SEGMENT_BYTES", 1000)
+    dynamic_rnn(CELL, torch.randn(3, 200, 3), memory=memory, backend="native")[0].sum().backward()
+    assert held == [1] * 7

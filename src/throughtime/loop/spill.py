@@ -44,7 +44,7 @@ class SpillFile:
             self._end += tensor.numel() * tensor.element_size()
         self._wait()
         self._places[key] = places
-        self._writing = self._worker.submit(self._file.write, places, tensors)
+        self._writing = self._worker.submit(self._file.write, places, dict(tensors))
 
     def prefetch(self, key: object) -> None:
         """Read ahead what was written under the key."""
@@ -122,7 +122,9 @@ class _File:
             os.close(self.descriptor)
 
     def write(self, places: dict[str, _Place], tensors: dict[str, Tensor]) -> None:
-        for name, tensor in tensors.items():
+        """Empties `tensors`: who waits for the end may count on their room, whatever the pool still holds."""
+        while tensors:
+            name, tensor = tensors.popitem()
             self._move(lambda part, at: os.pwrite(self.descriptor, part, at), tensor.contiguous(), places[name].offset)
 
     def read(self, places: dict[str, _Place], room: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -185,8 +185,9 @@ def go_back(
         elif action.kind == "back":
             backward.go(action.start, action.stop)
         else:
-            del kept.marks[action.start]
-            run.spare = kept.residuals.pop(action.start) if schedule.runs_again else {}
+            freed = kept.residuals.pop(action.start)
+            run.spare = freed if schedule.runs_again else {}
+            del kept.marks[action.start], freed
     return backward.sums.totals
 
 

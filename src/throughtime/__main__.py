@@ -1,4 +1,4 @@
-"""`throughtime fit | evaluate | predict` and `python -m throughtime ...`."""
+"""`throughtime fit | evaluate | predict | generate` and `python -m throughtime ...`."""
 
 import sys
 

@@ -162,7 +162,8 @@ def test_a_seed_gives_the_same_text_again(text_run: Path, capsys: Out) -> None:
 def test_words(tmp_path: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "write_report", lambda *_: None)
     (tmp_path / "x.txt").write_text(SENTENCE * 12)
-    fit(language_model(tmp_path / "x.txt", data={"tokens": "words"}, epochs=1), tmp_path / "run", False)
+    options = language_model(tmp_path / "x.txt", {"backend": "portable"}, {"tokens": "words"}, epochs=1)
+    fit(options, tmp_path / "run", False)
     generate(tmp_path / "run", Continuation(prompt="the  cat", max_steps=3, temperature=0.0))
     words = capsys.readouterr().out.splitlines()[-1].split()
     assert words[:2] == ["the", "cat"]
@@ -172,7 +173,7 @@ def test_words(tmp_path: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed within an epoch: the carried state comes back too."""
     (tmp_path / "x.txt").write_text(SENTENCE * 20)
-    model = {"dropout": 0.2, "layers": 2, "cell": "LSTMCell"}
+    model = {"dropout": 0.2, "layers": 2, "cell": "LSTMCell", "backend": "portable"}
     options = language_model(tmp_path / "x.txt", model, checkpoint_every=2)
     check_killed_and_resumed(options, tmp_path, monkeypatch, batch=4)
 

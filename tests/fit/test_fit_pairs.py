@@ -58,7 +58,7 @@ def test_what_a_file_says_of_its_parts_stands(tmp_path: Path) -> None:
     assert [data.part(part).source.rows.tolist() for part in ("train", "validation", "test")] == [[0], [2], [1]]
     assert data.encoding.source.tokens == ("<end>", "<unknown>", "a")
     assert data.test.source.values.tolist() == [1], "what training does not show is unknown"
-    assert data.test.written == [["y"]]
+    assert data.test.written.targets == [["y"]]
 
 
 def test_names_of_sources(tmp_path: Path) -> None:
@@ -116,12 +116,15 @@ def test_a_batch_is_padded_and_shared(tmp_path: Path) -> None:
     )
     assert whole.source.shape == (5, 16), "a multiple of 16, for which the decoder is compiled"
     for k, row in enumerate(rows):
-        tokens = data.train.written[row]
+        tokens = data.train.written.targets[row]
         ids = data.encoding.target.ids(tokens).tolist()
         length = int(whole.target_lengths[k])
         assert whole.said[k, :length].tolist() == [0, *ids]
         assert whole.targets[k, :length].tolist() == [*ids, 0]
-        assert whole.source[k, : whole.lengths[k]].tolist() == data.train.source_ids(row).tolist()
+        assert (
+            whole.source[k, : whole.lengths[k]].tolist()
+            == data.encoding.source.ids(data.train.written.sources[row]).tolist()
+        )
         assert (whole.source[k, whole.lengths[k] :] == 0).all()
     assert whole.units == int(whole.target_lengths.sum())
     assert {share.units for share in shares} == {whole.units}
@@ -149,4 +152,5 @@ def test_pairs_are_encoded_as_a_run_knows_them(tmp_path: Path) -> None:
     (tmp_path / "new.tsv").write_text("abz\n")
     new = encode_pairs(read_sequences(replace(options, data=f"tsv:{tmp_path}/new.tsv"), False), encoding)
     assert new.source.values.tolist() == [*encoding.source.ids("ab"), 1]
-    assert (new.target, new.written) == (None, None)
+    assert new.target is None
+    assert new.written.sources == [["a", "b", "z"]]

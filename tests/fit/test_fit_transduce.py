@@ -113,7 +113,7 @@ def test_predict_from_sources_alone(pair_run: Path, tmp_path: Path, capsys: Out)
     predict(pair_run, f"tsv:{tmp_path}/new.tsv", "all", tmp_path / "said.csv", 3)
     with (tmp_path / "said.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["source"] for row in rows] == ["ab", "abcd", "<unknown>"]
+    assert [row["source"] for row in rows] == ["ab", "abcd", "z"]
     assert list(rows[0]) == ["row", "source", "prediction", "score"]
     assert "exact match" not in capsys.readouterr().out
 
@@ -146,14 +146,15 @@ def test_scores_are_those_of_teacher_forcing(pair_run: Path, tmp_path: Path) -> 
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = transducer(write_pairs(tmp_path / "x.tsv"), {"dropout": 0.2}, checkpoint_every=2)
+    options = transducer(write_pairs(tmp_path / "x.tsv"), {"dropout": 0.2, "backend": "portable"}, checkpoint_every=2)
     check_killed_and_resumed(options, tmp_path, monkeypatch, batch=2)
 
 
 def test_words_and_a_limited_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
     monkeypatch.setattr(commands, "write_report", lambda *_: None)
     (tmp_path / "x.tsv").write_text("one two\tdeux un\ntwo\tdeux\n" * 20)
-    fit(transducer(tmp_path / "x.tsv", data={"tokens": "words", "vocabulary": 1}, epochs=1), tmp_path / "run", False)
+    options = transducer(tmp_path / "x.tsv", {"backend": "portable"}, {"tokens": "words", "vocabulary": 1}, epochs=1)
+    fit(options, tmp_path / "run", False)
     assert "1-2 words to 1-2, vocabularies of 3 and 3" in capsys.readouterr().out
     predict(tmp_path / "run", None, "all", tmp_path / "said.parquet", None)
     targets = set(pq.read_table(tmp_path / "said.parquet").column("target").to_pylist())

@@ -1,1 +1,1 @@
-"""A source's name -> sequences in three parts -> batches of similar length."""
+"""Files -> tables of rows in three parts -> batches; what several tasks need of it."""

@@ -45,11 +45,11 @@ class PairEncoding:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Sources and targets as ids, without end tokens. written: the targets' tokens, those unknown too."""
+    """Sources and targets as ids, without end tokens; and as they are written, with tokens that have no id too."""
 
     source: Table
     target: Table | None
-    written: list[list[str]] | None
+    written: Sequences
 
     def __len__(self) -> int:
         return len(self.source)
@@ -60,11 +60,7 @@ class Pairs:
 
     def take(self, rows: np.ndarray) -> "Pairs":
         target = None if self.target is None else self.target.take(rows)
-        written = None if self.written is None else [self.written[row] for row in rows]
-        return Pairs(self.source.take(rows), target, written)
-
-    def source_ids(self, place: int) -> np.ndarray:
-        return self.source.values[self.source.steps_of(np.asarray([place]))]
+        return Pairs(self.source.take(rows), target, self.written.take(rows))
 
 
 class PairBatch(NamedTuple):
@@ -100,9 +96,10 @@ def read_pairs(options: PairOptions, encoding: PairEncoding | None = None) -> Da
 
 def encode_pairs(sequences: Sequences, encoding: PairEncoding) -> Pairs:
     source = _table(sequences.sources, encoding.source, sequences.parts)
-    if sequences.targets is None:
-        return Pairs(source, None, None)
-    return Pairs(source, _table(sequences.targets, encoding.target, sequences.parts), sequences.targets)
+    target = None
+    if sequences.targets is not None:
+        target = _table(sequences.targets, encoding.target, sequences.parts)
+    return Pairs(source, target, sequences)
 
 
 def _table(sequences: Sequence[Sequence[str]], vocabulary: Vocabulary, parts: np.ndarray) -> Table:

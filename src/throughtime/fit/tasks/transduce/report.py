@@ -52,7 +52,7 @@ def _alignments(model: Transducer, said: Said) -> str:
 def _look(model: Transducer, said: Said, place: int) -> tuple[np.ndarray, list[str], list[str]]:
     row = np.asarray([0])
     found = model.decode(pad_pairs(said.pairs.take(np.asarray([place])), row, row), alignments=True)
-    source, length = said.sources(place), int(found.lengths[0])
+    source, length = said.sources[place], int(found.lengths[0])
     assert isinstance(found.alignments, torch.Tensor)
     weights = found.alignments[0, :length, : len(source)].numpy()
     return weights, source, [said.encoding.target.tokens[id] for id in found.ids[0, :length].tolist()]
@@ -64,7 +64,7 @@ def _mistakes(said: Said) -> dict[str, Any]:
     chosen = wrong[np.argsort(-said.edits[wrong], kind="stable")][:MISTAKES]
     join = said.encoding.target.join
     rows = [
-        (said.encoding.source.join(said.sources(place)), join(said.targets[place]), join(said.tokens[place]))
+        (said.encoding.source.join(said.sources[place]), join(said.targets[place]), join(said.tokens[place]))
         for place in chosen
     ]
     return {"count": len(wrong), "rows": rows}

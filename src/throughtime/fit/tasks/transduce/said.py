@@ -31,12 +31,16 @@ class Said:
 
     @property
     def has_answers(self) -> bool:
-        return self.pairs.written is not None
+        return self.pairs.written.targets is not None
+
+    @property
+    def sources(self) -> list[list[str]]:
+        return self.pairs.written.sources
 
     @property
     def targets(self) -> list[list[str]]:
-        assert self.pairs.written is not None
-        return self.pairs.written
+        assert self.pairs.written.targets is not None
+        return self.pairs.written.targets
 
     @cached_property
     def tokens(self) -> list[list[str]]:
@@ -68,9 +72,6 @@ class Said:
         said, targets = ([self.encoding.target.join(row) for row in rows] for rows in (self.tokens, self.targets))
         return metric.corpus_score(said, [targets]).score, str(metric.get_signature())
 
-    def sources(self, place: int) -> list[str]:
-        return [self.encoding.source.tokens[id] for id in self.pairs.source_ids(place)]
-
 
 def edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
     """Levenshtein's: the fewest insertions, deletions and replacements that make one of the other."""
@@ -88,7 +89,7 @@ def write_said(path: Path, said: Said) -> None:
     join = said.encoding.target.join
     columns = {
         "row": said.pairs.source.rows,
-        "source": [said.encoding.source.join(said.sources(place)) for place in range(len(said.ids))],
+        "source": [said.encoding.source.join(tokens) for tokens in said.sources],
         "prediction": [join(tokens) for tokens in said.tokens],
         "score": said.scores,
     }

@@ -29,6 +29,11 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.sources)
 
+    def take(self, rows: np.ndarray) -> "Sequences":
+        """The given rows, in the given order."""
+        targets = None if self.targets is None else [self.targets[row] for row in rows]
+        return Sequences([self.sources[row] for row in rows], targets, self.parts[rows])
+
 
 def read_sequences(options: PairOptions, need_targets: bool) -> Sequences:
     """Without `need_targets` the data may lack the targets."""

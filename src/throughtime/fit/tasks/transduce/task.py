@@ -130,6 +130,6 @@ def _mistakes(said: Said) -> RichTable:
     table = RichTable("source", "target", "said", "edits", box=SIMPLE)
     for place in np.argsort(-said.edits, kind="stable")[: min(MISTAKES, int((~said.exact).sum()))]:
         join = said.encoding.target.join
-        words = [said.encoding.source.join(said.sources(place)), join(said.targets[place]), join(said.tokens[place])]
+        words = [said.encoding.source.join(said.sources[place]), join(said.targets[place]), join(said.tokens[place])]
         table.add_row(*map(escape, words), str(said.edits[place]))
     return table

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from throughtime import Recompute, SaveAll, Spill, dynamic_rnn, static_rnn, unroll_loss
+from throughtime.loop.native.room import room
 from throughtime.plan.memory import MemoryPolicy
 
 FEATURES, UNITS = 64, 128
@@ -75,11 +76,10 @@ def measure_loss(steps: int, policy: str, dtype: str, save_to: str) -> dict:
     return {"bytes": peak.bytes, "seconds": peak.seconds, "loss": loss}
 
 
-def measure_curve(steps: int, rival: str) -> dict:
-    """The same, by each way to unroll: outputs are kept, as their users keep them."""
+def measure_curve(rival: str, lengths: list[int]) -> dict:
+    """By each way to unroll: outputs are kept, as their users keep them, and their gradient is given."""
     torch.manual_seed(0)
     lstm, cell = nn.LSTM(FEATURES, UNITS, batch_first=True), nn.LSTMCell(FEATURES, UNITS)
-    x, y = inputs_of(steps, torch.float32)
 
     def unroll(x: Tensor) -> Tensor:
         if rival == "nn.LSTM":
@@ -90,13 +90,20 @@ def measure_curve(steps: int, rival: str) -> dict:
             return torch.stack(static_rnn(cell, x.unbind(1))[0], 1)
         return dynamic_rnn(cell, x, backend="native", memory=POLICIES[rival])[0]
 
-    def run(count: int) -> None:
-        squared(unroll(x[:, :count]), y[:, :count]).mean().backward()
+    def run(steps: int) -> dict:
+        x, d_y = inputs_of(steps, torch.float32)
+        room._free.clear()  # what SaveAll keeps for the next call
+        with Peak() as peak:
+            unroll(x).backward(d_y)
+        return {"steps": steps, "bytes": peak.bytes, "seconds": peak.seconds}
 
-    run(min(steps, 200))
-    with Peak() as peak:
-        run(steps)
-    return {"bytes": peak.bytes, "seconds": peak.seconds}
+    run(200)
+    return {"points": [run(steps) for steps in lengths]}
+
+
+def measure_losses(lengths: list[int]) -> dict:
+    """A loss per step, inside the loop."""
+    return {"points": [{"steps": n, **measure_loss(n, "Recompute", "float32", "")} for n in lengths]}
 
 
 def measure_ratios(units: int, rows: int, steps: int, rounds: int) -> dict:
@@ -141,27 +148,33 @@ def measure_chunks(steps: int) -> dict:
     return {"bytes": peak.bytes, "seconds": peak.seconds}
 
 
-def measure_static(steps: int, way: str) -> dict:
+def measure_static(way: str, lengths: list[int]) -> dict:
     """The graph that a backward pass will walk: its nodes, the time to build it, the memory that it holds.
 
     `static_rnn` builds it anew at each call. `dynamic_rnn` traces and compiles at the first one, whatever T is.
     """
     torch.manual_seed(0)
-    cell = nn.LSTMCell(FEATURES, UNITS)
-    x, _ = inputs_of(steps, torch.float32)
 
-    def unroll() -> Tensor:
-        if way == "static_rnn":
-            return torch.stack(static_rnn(cell, x.unbind(1))[0], 1)
-        return dynamic_rnn(cell, x, backend="native", memory=Recompute())[0]
+    def run(units: int, steps: int) -> dict:
+        cell = nn.LSTMCell(FEATURES, units)
+        x, _ = inputs_of(steps, torch.float32)
 
-    began = time.process_time()
-    unroll()
-    first = time.process_time() - began
-    with Peak() as later:
-        outputs = unroll()
-    build = later.seconds if way == "static_rnn" else first - later.seconds
-    return {"bytes": later.bytes - outputs.nbytes, "build": build, "nodes": _nodes(outputs)}
+        def unroll() -> Tensor:
+            if way == "static_rnn":
+                return torch.stack(static_rnn(cell, x.unbind(1))[0], 1)
+            return dynamic_rnn(cell, x, backend="native", memory=Recompute())[0]
+
+        began = time.process_time()
+        unroll()
+        first = time.process_time() - began
+        with Peak() as later:
+            outputs = unroll()
+        build = later.seconds if way == "static_rnn" else first - later.seconds
+        return {"steps": steps, "bytes": later.bytes - outputs.nbytes, "build": build, "nodes": _nodes(outputs)}
+
+    run(UNITS + len(lengths), 5)
+    # Other sizes, so that each is compiled anew.
+    return {"points": [run(UNITS + place, steps) for place, steps in enumerate(lengths)]}
 
 
 def _nodes(outputs: Tensor) -> int:
@@ -246,8 +259,8 @@ def _fault(r: dict) -> str:
 
 LENGTHS = [1000, 10_000, 100_000, 1_000_000]
 STATIC_LENGTHS = [10, 100, 1000, 10_000]
-MOST_STEPS = {"static_rnn": 10_000, "nn.LSTM": 100_000}
-"""nn.LSTM would need 10 GB and more for the next length, static_rnn ten minutes."""
+MOST_STEPS = {"static_rnn": 10_000, "nn.LSTM": 100_000, "checkpoint": 100_000}
+"""Beyond, nn.LSTM needs 10 GB and more, its checkpointed windows and static_rnn minutes."""
 LABELS = {
     "SaveAll": "dynamic_rnn, SaveAll()",
     "Recompute": "dynamic_rnn, Recompute()",
@@ -269,21 +282,15 @@ STYLES = {
 
 
 def curve(quick: bool) -> None:
-    """Time and peak memory against the number of steps, each in a process of its own."""
-    lengths, static_lengths = (LENGTHS[:2], STATIC_LENGTHS[:3]) if quick else (LENGTHS, STATIC_LENGTHS)
-    todo: list[tuple] = [
-        ("loss", steps, "Recompute", "float32", "") if rival == "unroll_loss" else ("curve", steps, rival)
-        for rival in LABELS
-        for steps in lengths
-        if steps <= MOST_STEPS.get(rival, steps)
-    ]
-    todo += [("static", steps, way) for way in ("static_rnn", "dynamic_rnn") for steps in static_lengths]
+    """Time and peak memory against the number of steps, each way in a process of its own; quick: to 100,000 steps."""
     rows = []
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for one in track(todo, "measuring"):
-        kind, steps, rival = one[:3]
-        rival = "unroll_loss" if kind == "loss" else rival
-        rows.append({"kind": kind, "rival": rival, "steps": steps, **fresh(__file__, *one)})
+    todo = [("curve", rival) for rival in LABELS] + [("static", way) for way in ("static_rnn", "dynamic_rnn")]
+    for kind, rival in track(todo, "measuring"):
+        most = MOST_STEPS.get(rival, 100_000 if quick and rival != "unroll_loss" else LENGTHS[-1])
+        lengths = [steps for steps in (LENGTHS if kind == "curve" else STATIC_LENGTHS) if steps <= most]
+        found = fresh(__file__, "losses", lengths) if rival == "unroll_loss" else fresh(__file__, kind, rival, lengths)
+        rows += [{"kind": kind, "rival": rival, **point} for point in found["points"]]
         (RESULTS / "memory.json").write_text(json.dumps(rows, indent=1) + "\n")
     draw(rows)
     for row in rows:
@@ -315,8 +322,10 @@ def _draw_curve(rows: list[dict]) -> None:
     for axes in (left, right):
         _plain(axes)
     right.legend(frameon=False, fontsize=8, loc="upper right")
-    skipped = ", ".join(f"{rival} beyond {most:,} steps" for rival, most in MOST_STEPS.items())
-    figure.suptitle(f"LSTM {UNITS}, inputs of {FEATURES}, one sequence, float32; not run: {skipped}", fontsize=10)
+    most = {rival: max(row["steps"] for row in rows if row["rival"] == rival) for rival in LABELS}
+    skipped = ", ".join(f"{rival} beyond {steps:,}" for rival, steps in most.items() if steps < max(most.values()))
+    title = f"LSTM {UNITS}, inputs of {FEATURES}, one sequence, float32"
+    figure.suptitle(f"{title}\nNot run: {skipped} steps", fontsize=9)
     figure.savefig(RESULTS / "memory.png", dpi=130)
 
 
@@ -347,6 +356,7 @@ MEASUREMENTS: dict[str, Callable[..., dict]] = {
     "loss": measure_loss,
     "curve": measure_curve,
     "chunks": measure_chunks,
+    "losses": measure_losses,
     "static": measure_static,
     "ratios": measure_ratios,
     "budget": measure_budget,

@@ -51,11 +51,13 @@ def unroll_loss(
     (4 bytes a step and row) and with the marks of the memory policy.
 
     Args:
-        cell, inputs, sequence_length, initial_state, time_major, backend: as in `dynamic_rnn`.
-        targets: nested, in the layout of the inputs.
+        cell, sequence_length, initial_state, time_major, backend: as in `dynamic_rnn`.
+        inputs: as in `dynamic_rnn`, NumPy arrays and memory maps too: what wants no gradient is read a range of steps
+            at a time, in the forward pass and again in the backward pass. Or an iterator of chunks
+            `(inputs, targets)`, [B, t, ...] in every leaf: chunks go to a private file as they come.
+        targets: nested, in the layout of the inputs; None beside chunks.
         loss_step: `(output, target) -> loss` for the rows of one step, one number per row: [B], or [B, ...] to be
-            summed over the other axes. Define it once: it is traced with the cell, and traced again if it is another
-            function.
+            summed over the other axes. It is traced with the cell.
         reduction: the mean over real steps, their sum, or none: the losses in the layout of the inputs.
         memory: the memory policy of the backward pass; by default `Recompute()`.
 
@@ -63,7 +65,9 @@ def unroll_loss(
         (loss, state).
 
     Raises:
-        SequenceError: targets that do not fit the inputs, or losses without a row axis.
+        SequenceError: targets that do not fit the inputs, chunks that differ, inputs that were changed before the
+            backward pass, or losses without a row axis.
+        SpillError: no room for the chunks.
 
     >>> import torch, throughtime
     >>> def squared(output, target):

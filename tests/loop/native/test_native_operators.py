@@ -178,6 +178,39 @@ def test_an_id_that_names_no_entry(look_up: str, wrong: int) -> None:
         dynamic_rnn(step, inputs, [6, 0, 1, 2, 3], start, backend="native")
 
 
+# --- functions
+
+FUNCTIONS = ["sinh", "cosh", "asinh", "acosh", "atanh", "exp2"]
+
+
+@both_types
+def test_functions_made_of_others(dtype: torch.dtype) -> None:
+    """Within a few units in the last place, from the smallest numbers to those that overflow."""
+    most = torch.finfo(dtype).max
+    ends = torch.tensor([0.0, -0.0, 1.0, -1.0, float("inf"), -float("inf"), float("nan"), most, -most]).double()
+    sizes = torch.logspace(-30, 4, 999, dtype=torch.float64)
+    x = torch.cat([ends, sizes, -sizes, torch.linspace(-90, 90, 999), 1 + sizes]).to(dtype).expand(1, 1, -1)
+    names = [getattr(torch, name) for name in FUNCTIONS]
+    found, _ = dynamic_rnn(lambda x, h: ([f(x) for f in names], h), x, None, x[:, 0], backend="native")
+    for name, got in zip(FUNCTIONS, found):
+        want = getattr(torch, name)(x.double()).to(dtype)
+        torch.testing.assert_close(got, want, rtol=16 * torch.finfo(dtype).eps, atol=0, equal_nan=True, msg=name)
+
+
+def test_the_larger_one_and_the_hypotenuse() -> None:
+    values = torch.tensor([0.0, 1.0, -3.0, 1e200, float("nan"), float("inf")], dtype=torch.float64)
+    x = torch.cartesian_prod(values, values).expand(1, 1, -1, -1)
+
+    def step(x: Tensor, h: Tensor) -> tuple[Nested, Tensor]:
+        a, b = x.unbind(-1)
+        return (torch.fmax(a, b), torch.fmin(a, b), torch.hypot(a.nan_to_num(2.0), b.nan_to_num(2.0))), h
+
+    start = numbers(1, 1)
+    found = (dynamic_rnn(step, x, None, start, backend=backend)[0] for backend in ("native", "portable"))
+    for got, want in zip(*found):
+        torch.testing.assert_close(got, want, equal_nan=True)
+
+
 # --- work for once a row
 
 
@@ -328,3 +361,27 @@ def test_pools() -> None:
 def test_pools_that_are_refused(step: Step, name: str) -> None:
     with pytest.raises(BackendError, match=f"operator '{name}' .* is not in the native backend's table"):
         dynamic_rnn(step, numbers(ROWS, STEPS, 2, UNITS), None, numbers(ROWS, UNITS), backend="native")
+
+
+def test_threads_and_chunks_change_no_bit() -> None:
+    """Neither of work for once a row, nor of convolutions, whose rows are taken a few at a time."""
+    cell = ConvLSTMCell(2, (8, 6, 2), 3, (3, 2))
+    tensors, memory = ([t.requires_grad_(t.is_floating_point()) for t in given] for given in attention())
+    image, line = numbers(ROWS, STEPS, 8, 6, 2).float(), numbers(ROWS, STEPS, UNITS)
+
+    def run(chunk: int) -> list[Tensor]:
+        outputs, _ = dynamic_rnn(cell, image, LENGTHS, backend="native", parallel_iterations=chunk)
+        (read, _), _ = dynamic_rnn(
+            Cell(attend, tensors, memory), line, LENGTHS, line[:, 0], backend="native", parallel_iterations=chunk
+        )
+        weights = [*cell.parameters(), *tensors, *memory[:2]]
+        return [outputs, read, *torch.autograd.grad(outputs.square().sum() + read.square().sum(), weights)]
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        wanted = run(32)
+        torch.set_num_threads(2)
+        assert all(torch.equal(a, b) for a, b in zip(run(2), wanted))
+    finally:
+        torch.set_num_threads(threads)

@@ -18,7 +18,7 @@ import torch
 from llvmlite import ir
 
 from throughtime.capture.graph import Node
-from throughtime.loop.native import vecmath
+from throughtime.loop.native import hyperbolic, vecmath
 from throughtime.loop.native.ir import I32, I64, Emitter, Value
 
 __all__ = ["ELEMENTWISE", "REDUCTIONS", "TRUTH", "apply", "combine", "convert", "identity", "scalar_type", "unfit"]
@@ -146,6 +146,10 @@ def _builder(instruction: str) -> Instruction:
 
 def _function(name: str) -> Instruction:
     return lambda e, args, node: vecmath.emit(name, e.b, *args)
+
+
+def _one(write: Callable[[Emitter, Value], Value]) -> Instruction:
+    return lambda e, args, node: write(e, args[0])
 
 
 def _full(like: Value, number: float) -> ir.Constant:
@@ -287,6 +291,32 @@ def _scaled(name: str, factor: float) -> Instruction:
     return lambda e, args, node: e.b.fmul(vecmath.emit(name, e.b, args[0]), _full(args[0], factor))
 
 
+def _fextremum(sign: str) -> Instruction:
+    """A number wins over NaN."""
+
+    def write(e: Emitter, args: list[Value], node: Node) -> Value:
+        a, b = args
+        chosen = e.b.select(e.b.fcmp_ordered(sign, a, b), a, b)
+        chosen = e.b.select(e.b.fcmp_unordered("uno", a, a), b, chosen)
+        return e.b.select(e.b.fcmp_unordered("uno", b, b), a, chosen)
+
+    return write
+
+
+def _hypot(e: Emitter, args: list[Value], node: Node) -> Value:
+    """larger * sqrt(1 + (smaller / larger)^2), so that no square overflows."""
+    a, b = (vecmath.emit("abs", e.b, x) for x in args)
+    larger, smaller = _extremum(">")(e, [a, b], node), _extremum("<")(e, [a, b], node)
+    one, zero, infinity = (_full(a, x) for x in (1.0, 0.0, float("inf")))
+    ratio = e.b.select(e.b.fcmp_ordered("==", larger, zero), zero, e.b.fdiv(smaller, larger))
+    found = e.b.fmul(larger, vecmath.emit("sqrt", e.b, e.b.fadd(one, e.b.fmul(ratio, ratio))))
+    return e.b.select(e.b.fcmp_ordered("==", larger, infinity), infinity, found)
+
+
+def _exp2(e: Emitter, args: list[Value], node: Node) -> Value:
+    return vecmath.emit("pow", e.b, _full(args[0], 2.0), args[0])
+
+
 def _tan(e: Emitter, args: list[Value], node: Node) -> Value:
     return e.b.fdiv(vecmath.emit("sin", e.b, args[0]), vecmath.emit("cos", e.b, args[0]))
 
@@ -315,7 +345,10 @@ def _copy(e: Emitter, args: list[Value], node: Node) -> Value:
 
 ELEMENTWISE: dict[str, Operator] = {
     "abs": Operator(_function("abs"), _whole_abs),
+    "acosh": Operator(_one(hyperbolic.acosh)),
     "add": Operator(_builder("fadd"), _builder("add")),
+    "asinh": Operator(_one(hyperbolic.asinh)),
+    "atanh": Operator(_one(hyperbolic.atanh)),
     "bitwise_and": Operator(None, _builder("and_")),
     "bitwise_not": Operator(None, _whole_not),
     "bitwise_or": Operator(None, _builder("or_")),
@@ -323,16 +356,21 @@ ELEMENTWISE: dict[str, Operator] = {
     "ceil": Operator(_function("ceil")),
     "copy": Operator(_copy, _copy, "itself"),
     "cos": Operator(_function("cos")),
+    "cosh": Operator(_one(hyperbolic.cosh)),
     "div": Operator(_builder("fdiv")),
     "eq": _comparison("=="),
     "erf": Operator(_function("erf")),
     "exp": Operator(_function("exp")),
+    "exp2": Operator(_exp2),
     "expm1": Operator(_function("expm1")),
     "floor": Operator(_function("floor")),
     "floor_divide": Operator(None, _floor_divide),
+    "fmax": Operator(_fextremum(">"), _whole_extremum(">")),
+    "fmin": Operator(_fextremum("<"), _whole_extremum("<")),
     "fmod": Operator(_builder("frem"), _whole_fmod),
     "ge": _comparison(">="),
     "gt": _comparison(">"),
+    "hypot": Operator(_hypot),
     "isinf": Operator(_is_infinite, None, "itself"),
     "isnan": Operator(_is_nan, None, "itself"),
     "le": _comparison("<="),
@@ -359,6 +397,7 @@ ELEMENTWISE: dict[str, Operator] = {
     "sigmoid": Operator(_function("sigmoid")),
     "sign": Operator(_sign, _whole_sign),
     "sin": Operator(_function("sin")),
+    "sinh": Operator(_one(hyperbolic.sinh)),
     "sqrt": Operator(_function("sqrt")),
     "sub": Operator(_builder("fsub"), _builder("sub")),
     "tan": Operator(_tan),

@@ -70,3 +70,12 @@ def test_masks() -> None:
     assert sequence_mask([[1], [2]], 2, torch.float32).tolist() == [[[1, 0]], [[1, 1]]]
     assert sequence_mask(torch.zeros(0, dtype=torch.int32)).shape == (0, 0)
     assert sequence_mask([4], 2).tolist() == [[True, True]]
+
+
+def test_under_autocast_the_loss_is_float32() -> None:
+    logits, targets, weights = batch()
+    low, whole = logits.bfloat16(), (weights != 0).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = sequence_loss(low, targets, whole, False, False)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, each(low.float(), targets, whole.float()))

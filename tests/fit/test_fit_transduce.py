@@ -161,6 +161,14 @@ def test_words_and_a_limited_vocabulary(tmp_path: Path, monkeypatch: pytest.Monk
     assert targets == {"deux un", "deux"}, "also what the model does not know"
 
 
+def test_in_bfloat16_and_without_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
+    monkeypatch.setattr(commands, "write_report", lambda *_: None)
+    path = write_pairs(tmp_path / "x.tsv")
+    options = transducer(path, {"backend": "portable"}, {"validation": 0.0}, precision="bf16-mixed", epochs=1)
+    fit(options, tmp_path / "run", False)
+    assert "test exact match" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("model", "match", "detail"),
     [
@@ -196,5 +204,8 @@ def test_edit_distance(said: str, target: str, edits: int) -> None:
 def test_a_run_of_another_task(pair_run: Path, small_run: Path, capsys: Out) -> None:
     assert run_command(["generate", str(pair_run)]) == 1
     assert "holds a run of the task 'transduce'" in capsys.readouterr().err
+    with pytest.raises(FitError, match="holds a run with another configuration") as caught:
+        fit(transducer(Path("x.tsv")), small_run, resume=True)
+    assert "task: there 'classify', asked for 'transduce'\nChoose" in str(caught.value)
     with pytest.raises(FitError, match="--beam is for runs of the task"):
         evaluate(small_run, None, "test", 2)

@@ -113,7 +113,7 @@ def _losses(logits: Tensor, targets: Tensor, weights: Tensor, function: SoftmaxL
         return function(targets.reshape(-1), logits.flatten(0, 1)).reshape(weights.shape) * weights
     real = weights != 0
     some = function(targets[real], logits[real]) * weights[real]
-    return torch.zeros_like(weights).masked_scatter(real, some)
+    return torch.zeros_like(weights, dtype=some.dtype).masked_scatter(real, some)
 
 
 def _cross_entropy(targets: Tensor, logits: Tensor) -> Tensor:

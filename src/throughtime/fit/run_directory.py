@@ -156,4 +156,5 @@ def _may_change(old: TrainingOptions, new: TrainingOptions) -> set[str]:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    return {n: (old.get(n), new.get(n)) for n in {**old, **new} if old.get(n) != new.get(n)}
+    names = ["task"] if old["task"] != new["task"] else list(new)
+    return {name: (old[name], new[name]) for name in names if old[name] != new[name]}

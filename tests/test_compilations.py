@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import types
 import warnings
 import weakref
 from collections.abc import Callable
@@ -168,6 +169,34 @@ def test_a_function_that_is_defined_anew_is_traced_anew(monkeypatch: pytest.Monk
     monkeypatch.setitem(globals(), "helper", torch.sigmoid)
     want = dynamic_rnn(uses_helper, X, None, START, backend="portable")[0]
     torch.testing.assert_close(go(uses_helper, X, None, START)[0], want)
+
+
+def test_a_helper_of_pytorchs_that_gives_way_to_a_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And back: what the name stood for at first is known again."""
+    monkeypatch.setitem(globals(), "helper", torch.tanh)
+    first = go(uses_helper, X, None, START)[0]
+    monkeypatch.setitem(globals(), "helper", lambda v: v * 10)
+    want = dynamic_rnn(uses_helper, X, None, START, backend="portable")[0]
+    torch.testing.assert_close(go(uses_helper, X, None, START)[0], want)
+    monkeypatch.setitem(globals(), "helper", torch.tanh)
+    assert torch.equal(go(uses_helper, X, None, START)[0], first)
+
+
+settings = types.ModuleType("settings")
+settings.gain, settings.activation = 2.0, torch.tanh  # type: ignore[attr-defined]
+
+
+def reads_settings(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    h = settings.activation(h + x[:, :1]) * settings.gain
+    return h, h
+
+
+@pytest.mark.parametrize(("name", "value"), [("gain", 3.0), ("activation", torch.sigmoid)])
+def test_what_a_module_of_the_users_holds_counts(name: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    go(reads_settings, X, None, START)
+    monkeypatch.setattr(settings, name, value)
+    want = dynamic_rnn(reads_settings, X, None, START, backend="portable")[0]
+    torch.testing.assert_close(go(reads_settings, X, None, START)[0], want)
 
 
 class Holder(nn.Module):

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from conformance.cases import assert_same, by_definition, by_library, draw_case
 from conformance.descriptors import TOLERANCES, Descriptor, by_name, over
 from throughtime import dynamic_rnn
 from throughtime._nested import leaves
+from throughtime._types import Backend
 
 LENGTHS = [2, 5, 0, 4, 5]
 
@@ -69,3 +71,21 @@ def test_no_grad_keeps_no_graph(descriptor: Descriptor, backend: str) -> None:
         outputs, state = dynamic_rnn(case.subject.cell, case.inputs, case.lengths, backend=backend)
     assert not outputs.requires_grad
     assert not state.requires_grad
+
+
+def test_an_input_that_becomes_the_state_with_few_rows() -> None:
+    """Its gradient is the state's own, which the step before overwrites; with few rows inputs' gradients come late."""
+
+    matrix = torch.randn(4, 6)
+    given = [torch.randn(4, 3, 4), torch.randn(4, 3, 6), torch.randn(4, 6)]
+
+    def keep_last(x: tuple[Tensor, Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
+        return x[0] @ matrix, x[1]
+
+    def pulled(backend: Backend) -> tuple[Tensor, ...]:
+        features, kept, start = tensors = [tensor.clone().requires_grad_() for tensor in given]
+        outputs, state = dynamic_rnn(keep_last, (features, kept), [3, 1, 0, 3], start, backend=backend)
+        return torch.autograd.grad(outputs.square().sum() + state.square().sum(), tensors)
+
+    for got, want in zip(pulled("native"), pulled("portable")):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)

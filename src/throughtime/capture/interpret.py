@@ -100,7 +100,9 @@ def _pad(node: Node, args: list[Any], rows: int) -> Tensor:
     """PyTorch counts from the last axis."""
     both = list(zip(node.attributes["before"], node.attributes["after"]))
     behind = [0, 0] * (len(node.shape) - 1 - len(both))
-    return torch.nn.functional.pad(args[0], [*behind, *(n for pair in reversed(both) for n in pair)], value=node.attributes["value"])
+    return torch.nn.functional.pad(
+        args[0], [*behind, *(n for pair in reversed(both) for n in pair)], value=node.attributes["value"]
+    )
 
 
 def _windows(node: Node, args: list[Any], rows: int) -> Tensor:

@@ -46,7 +46,7 @@ class Mentions:
 
     names: frozenset[str]
     open_classes: frozenset[type]
-    globals_of: dict[Hashable, list[tuple[dict[str, Any], str]]] = field(
+    globals_of: dict[Hashable, list[tuple[dict[str, Any], str, Any]]] = field(
         default_factory=dict, repr=False, compare=False
     )
     """Room for the caller: what a function or a class reads of its module."""

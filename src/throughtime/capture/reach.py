@@ -226,6 +226,7 @@ def is_closed(thing: Any) -> bool:
 
 def is_outside(thing: Any) -> bool:
     """Code that is not searched: of the libraries that are closed to us, and of this one but for its cells."""
-    module = getattr(thing, "__module__", None) or ""
+    is_module = isinstance(thing, types.ModuleType)
+    module = thing.__name__ if is_module else getattr(thing, "__module__", None) or ""
     ours = module.startswith("throughtime.") and not module.startswith("throughtime.cells.")
-    return ours or is_closed(thing)
+    return ours or (module.split(".")[0] in _CLOSED_TO_US if is_module else is_closed(thing))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from throughtime._errors import CaptureError
 from throughtime._nested import Nested, leaves
 from throughtime.capture.mentions import Mentions
-from throughtime.capture.reach import is_closed, names_in, own_attributes
+from throughtime.capture.reach import is_closed, is_outside, names_in, own_attributes
 from throughtime.capture.rules.making import LARGEST_TABLE
 
 __all__ = ["check_hooks", "signature"]
@@ -25,6 +25,7 @@ __all__ = ["check_hooks", "signature"]
 _PLAIN = frozenset((str, bytes, type(None), torch.dtype, torch.device))
 _NUMBERS = frozenset((int, float, bool, complex))
 _CALLABLE = (type, types.BuiltinFunctionType)
+_NONE = object()
 _BOOKKEEPING = frozenset(nn.Module().__dict__) - {"training"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _devices = ("cpu", "cuda")
@@ -94,7 +95,7 @@ class _Walk:
             self.words.append(_number(value))
         elif isinstance(value, Tensor):
             self._add_tensor(value)
-        elif isinstance(value, _CALLABLE):
+        elif isinstance(value, (*_CALLABLE, types.ModuleType)):
             self.words.append(value)
         elif isinstance(value, (np.ndarray, np.generic)):
             self.words.append(_numbers(value))
@@ -125,7 +126,7 @@ class _Walk:
             self._visit_all((value.__self__, value.__func__))
         elif isinstance(value, partial):
             self._visit_all((value.func, value.args, value.keywords))
-        elif not isinstance(value, types.ModuleType) and not is_closed(type(value)):
+        elif not is_closed(type(value)):
             self._visit_attributes(own_attributes(value), self._names_for(type(value)))
             self._visit_class(type(value))
 
@@ -177,8 +178,9 @@ class _Walk:
         known = {} if self.mentions is None else self.mentions.globals_of
         if owner not in known:
             known[owner] = _globals_read_by(functions())
-        for namespace, name in known[owner]:
-            self.visit(namespace.get(name))
+        for namespace, name, plain in known[owner]:
+            if (value := namespace.get(name)) is not plain:
+                self.visit(value)
 
 
 def _methods(kind: type, names: frozenset[str] | None) -> list[types.FunctionType]:
@@ -193,16 +195,27 @@ def _methods(kind: type, names: frozenset[str] | None) -> list[types.FunctionTyp
     return [function for function in plain if isinstance(function, types.FunctionType)]
 
 
-def _globals_read_by(functions: list[types.FunctionType]) -> list[tuple[dict[str, Any], str]]:
-    """The global numbers, tensors, objects and functions that these functions name."""
-    found: dict[tuple[int, str], tuple[dict[str, Any], str]] = {}
+def _globals_read_by(functions: list[types.FunctionType]) -> list[tuple[dict[str, Any], str, Any]]:
+    """The globals that these functions name: where each is, its name, and a value that says nothing (else `_NONE`).
+
+    What says nothing, a function of PyTorch's say, stands for itself as long as the name is bound to it.
+    """
+    found: dict[tuple[int, str], tuple[dict[str, Any], str, Any]] = {}
     for function in functions:
-        if is_closed(function):
-            continue
-        for name in sorted(names_in(function.__code__) & function.__globals__.keys()):
-            if not name.startswith("__") and _may_matter(function.__globals__[name]):
-                found[id(function.__globals__), name] = (function.__globals__, name)
+        if not is_closed(function):
+            _add_named(function.__globals__, names_in(function.__code__), found)
     return list(found.values())
+
+
+def _add_named(namespace: dict[str, Any], names: frozenset[str], found: dict) -> None:
+    """Of a namespace, and of the user's own modules that it names."""
+    for name in sorted(names & namespace.keys()):
+        if name.startswith("__") or (id(namespace), name) in found:
+            continue
+        value = namespace[name]
+        found[id(namespace), name] = (namespace, name, _NONE if _may_matter(value) else value)
+        if isinstance(value, types.ModuleType) and not is_outside(value):
+            _add_named(vars(value), names, found)
 
 
 def _may_matter(value: Any) -> bool:

@@ -225,9 +225,13 @@ def _bound_to_rows(assembly: Assembly) -> list[str]:
 def _staged_backward(
     assembly: Assembly, stages: Stages, d_xs: list[Want], wants: list[Want]
 ) -> tuple[Program, Program]:
+    """The gradient of an input that becomes a state is the state's own, which the step before overwrites."""
     crossed, staged_wants = _cross(assembly, stages)
-    steps = assembly.program(stages.steps, [*wants, *staged_wants], reverse=True)
-    return steps, replace(crossed.program(stages.pairs, d_xs, reverse=True), over="pairs")
+    by_row = set(_bound_to_rows(assembly))
+    at_once = [want for want in d_xs if want.value in by_row]
+    later = [want for want in d_xs if want not in at_once]
+    steps = assembly.program(stages.steps, [*at_once, *wants, *staged_wants], reverse=True)
+    return steps, replace(crossed.program(stages.pairs, later, reverse=True), over="pairs")
 
 
 def _cross(assembly: Assembly, stages: Stages) -> tuple[Assembly, list[Want]]:

@@ -194,12 +194,13 @@ def static_rnn(
         )
     if not inputs:
         raise SequenceError("static_rnn: inputs must not be empty. Use dynamic_rnn for sequences of no steps.")
-    steps = len(inputs)
     stacked = _stack(inputs)
     outputs, state = dynamic_rnn(
         cell, stacked, sequence_length, initial_state, dtype, time_major=True, backend="portable"
     )
-    return [map_leaves(lambda leaf: leaf[t], outputs) for t in range(steps)], state  # noqa: B023
+    # `unbind`, not T selections: the gradient of each of those is as large as all outputs.
+    flat, structure = flatten(outputs)
+    return [unflatten(structure, step) for step in zip(*(leaf.unbind(0) for leaf in flat))], state
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: fit test test-all lint bench clean
+.PHONY: fit test test-all lint bench bench-rivals clean
 
 fit: $(READY)  ## train a recurrent classifier on the built-in handwritten digits
 	$(BIN)/throughtime fit --data digits --resume
@@ -19,6 +19,14 @@ bench: $(READY)  ## compiled loops beside PyTorch's layers and the plain loop; d
 	mkdir -p docs/images
 	$(BIN)/python benchmarks/loops.py --picture docs/images/loops.png
 
+bench-rivals: .venv-rivals/.ready  ## compiled loops beside JAX/Flax and TensorFlow, in an environment of their own
+	.venv-rivals/bin/python benchmarks/rivals.py
+
+.venv-rivals/.ready: pyproject.toml constraints.txt
+	test -x .venv-rivals/bin/python || $(PYTHON) -m venv .venv-rivals
+	.venv-rivals/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' jax flax tensorflow-cpu
+	touch $@
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -30,4 +38,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-rivals .pytest_cache .ruff_cache .hypothesis build dist

@@ -121,10 +121,8 @@ def test_a_batch_is_padded_and_shared(tmp_path: Path) -> None:
         length = int(whole.target_lengths[k])
         assert whole.said[k, :length].tolist() == [0, *ids]
         assert whole.targets[k, :length].tolist() == [*ids, 0]
-        assert (
-            whole.source[k, : whole.lengths[k]].tolist()
-            == data.encoding.source.ids(data.train.written.sources[row]).tolist()
-        )
+        source = data.encoding.source.ids(data.train.written.sources[row]).tolist()
+        assert whole.source[k, : whole.lengths[k]].tolist() == source
         assert (whole.source[k, whole.lengths[k] :] == 0).all()
     assert whole.units == int(whole.target_lengths.sum())
     assert {share.units for share in shares} == {whole.units}
@@ -136,14 +134,14 @@ def test_the_most_frequent_tokens() -> None:
     vocabulary = Vocabulary.learn([list("aaabbc"), list("cc<d")], "characters", 2)
     assert vocabulary.tokens == ("<end>", "<unknown>", "a", "c")
     assert vocabulary.ids("cab").tolist() == [3, 2, 1]
-    assert vocabulary.text([2, 3, 1]) == "ac<unknown>"
+    assert vocabulary.join(["a", "c"]) == "ac"
     assert vocabulary.missing("abba<") == ["<", "b"]
 
 
 def test_a_word_that_looks_like_a_special_token_is_a_word() -> None:
     vocabulary = Vocabulary.learn([["<end>", "b"]], "words", 0)
     assert vocabulary.ids(["<end>"]).tolist() == [2]
-    assert vocabulary.text([2, 3]) == "<end> b"
+    assert vocabulary.join(["<end>", "b"]) == "<end> b"
 
 
 def test_pairs_are_encoded_as_a_run_knows_them(tmp_path: Path) -> None:

@@ -59,8 +59,5 @@ class Vocabulary:
         """Those it does not know, each once."""
         return sorted({token for token in tokens if token not in self._ids})
 
-    def text(self, ids: Iterable[int]) -> str:
-        return self.join(self.tokens[id] for id in ids)
-
     def join(self, tokens: Iterable[str]) -> str:
         return ("" if self.cut_into == "characters" else " ").join(tokens)

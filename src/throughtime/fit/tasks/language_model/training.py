@@ -82,7 +82,7 @@ class LanguageModelTraining(Training):
     def _of_all_rows(self, leaf: Tensor) -> Tensor:
         """[B, ...] of this process -> [rows of all processes, ...]."""
         rank, world = self.global_rank, self.trainer.world_size
-        rows: Any = self.trainer.strategy.reduce(torch.tensor(float(len(leaf))), reduce_op="sum")
+        rows: Any = self.trainer.strategy.reduce(leaf.new_tensor(float(len(leaf))), reduce_op="sum")
         whole = leaf.new_zeros(int(rows), *leaf.shape[1:])
         whole[rank::world] = leaf
         summed: Any = self.trainer.strategy.reduce(whole, reduce_op="sum")

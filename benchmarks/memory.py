@@ -258,9 +258,9 @@ def _fault(r: dict) -> str:
 
 
 LENGTHS = [1000, 10_000, 100_000, 1_000_000]
-STATIC_LENGTHS = [10, 100, 1000, 10_000]
+STATIC_LENGTHS = [10, 100, 1000, 3000]
 MOST_STEPS = {"static_rnn": 10_000, "nn.LSTM": 100_000, "checkpoint": 100_000}
-"""Beyond, nn.LSTM needs 10 GB and more, its checkpointed windows and static_rnn minutes."""
+"""Beyond, nn.LSTM needs 7 GB and more, its checkpointed windows and static_rnn minutes."""
 LABELS = {
     "SaveAll": "dynamic_rnn, SaveAll()",
     "Recompute": "dynamic_rnn, Recompute()",

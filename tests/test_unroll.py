@@ -109,6 +109,12 @@ def test_static_is_a_list_in_and_a_list_out() -> None:
     assert torch.equal(state[0], want_state[0])
 
 
+def test_gradients_of_static_outputs_meet_once() -> None:
+    """A selection for each step would make T gradients as large as all outputs."""
+    outputs, _ = static_rnn(nn.GRUCell(3, 4), [torch.randn(2, 3) for _ in range(5)])
+    assert len({output.grad_fn for output in outputs}) == 1
+
+
 def test_static_with_nested_steps() -> None:
     def cell(x: Any, h: Tensor) -> Any:
         return {"sum": x["a"] + x["b"]}, h + 1

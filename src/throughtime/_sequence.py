@@ -243,7 +243,7 @@ def _read_padded(inputs: Nested, sequence_length: Any, time_major: bool) -> Ragg
     axes = (steps, batch_size) if time_major else (batch_size, steps)
 
     def unpack(ys: Tensor) -> Tensor:
-        flat = ys.new_zeros(batch_size * steps, *ys.shape[1:]).index_copy(0, index, ys)
+        flat = ys.new_zeros(batch_size * steps, *ys.shape[1:]).index_copy_(0, index, ys)
         return flat.reshape(*axes, *ys.shape[1:])
 
     xs = map_leaves(lambda x: _join_axes(x).index_select(0, index), inputs)
@@ -323,7 +323,7 @@ def _read_jagged(inputs: Nested, sequence_length: Any) -> Ragged:
     least, most = (int(by_row.min(initial=longest)), longest) if None in said else said
 
     def unpack(ys: Tensor) -> Tensor:
-        values = torch.zeros_like(ys).index_copy(0, index, ys)
+        values = torch.zeros_like(ys).index_copy_(0, index, ys)
         return torch.nested.nested_tensor_from_jagged(values, first.offsets(), min_seqlen=least, max_seqlen=most)
 
     xs = map_leaves(lambda x: x.values().index_select(0, index), inputs)

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from throughtime import BackendError, dynamic_rnn
+from throughtime.capture.graph import Node
+from throughtime.loop.native.lower import Reduction, _check_reductions
 
 TABLE = torch.randn(5, 4)
 X, H = torch.randn(2, 3, 4), torch.zeros(2, 4)
@@ -20,7 +22,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], Any], Tensor, Tensor, str]] 
         lambda x, h: (x, torch.maximum(h, x > 0)),
         X,
         H.bool(),
-        r"operator 'maximum' .* on truth values is not in the native backend's table",
+        r"'maximum' .* takes no truth values in machine code",
     ),
     "half": (lambda x, h: (x.half().float(), h), X, H, "the step computes in torch.float16, which the native backend"),
     "two precisions": (
@@ -43,3 +45,9 @@ def test_refused_by_name(name: str) -> None:
     step, inputs, state, words = REFUSED[name]
     with pytest.raises(BackendError, match=words):
         dynamic_rnn(step, inputs, initial_state=state, backend="native")
+
+
+def test_a_sum_over_rows_without_a_kernel() -> None:
+    node = Node("amax_1", "amax", (), (), (3,), torch.float32)
+    with pytest.raises(BackendError, match=r"the gradient sums over rows through 'amax' .*, which has no kernel"):
+        _check_reductions([Reduction(node, (), (), 1)])

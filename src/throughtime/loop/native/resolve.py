@@ -120,7 +120,7 @@ class Resolved:
     def _take_elementwise(self, node: Node) -> None:
         sort = unfit(node, [self.values[operand].dtype for operand in node.operands])
         if sort is not None:
-            raise BackendError(f"operator '{node.op}' ({node}) on {sort} is not in the native backend's table")
+            raise BackendError(f"'{node.op}' ({node}) takes no {sort} in machine code")
         self._compute(Item(node, feature_shape(node.shape)))
 
     def _compute(self, item: Item) -> None:
@@ -137,8 +137,7 @@ class Resolved:
         view = view_through(node, self.sources[operand], rows)
         if view is None and rows:
             view = view_through(node, self.sources[self._copy(operand)], rows)
-        if view is None:
-            raise BackendError(f"'{node.op}' ({node}) does not keep the row axis in front")
+        assert view is not None, "capturing keeps the row axis in front"
         self.sources[node.name] = view
 
     def _copy(self, name: str) -> str:
@@ -153,8 +152,7 @@ class Resolved:
     def _take_cat(self, node: Node) -> None:
         shape = feature_shape(node.shape)
         axis = node.attributes["dim"] - 1
-        if axis < 0:
-            raise BackendError(f"'cat' ({node}) joins rows")
+        assert axis >= 0, "capturing refuses to join rows"
         buffer = self._home_of_cat(node) or self.scratch(node.name)
         self.joined.add(buffer.name)
         whole = contiguous(buffer.name, shape)
@@ -192,8 +190,7 @@ class Resolved:
 
     def _take_reduction(self, node: Node) -> None:
         axes = tuple(d - 1 for d in node.attributes["dims"])
-        if any(a < 0 for a in axes):
-            raise BackendError(f"'{node.op}' ({node}) reduces over rows")
+        assert min(axes, default=0) >= 0, "a sum over rows is a reduction of the plan"
         self._reduce(node, feature_shape(self.values[node.operands[0]].shape), axes)
 
     def _reduce(self, node: Node, over: Features, axes: tuple[int, ...]) -> None:

@@ -7,14 +7,13 @@ beside the same search row by row. With one thread, processor time is measured.
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from rich.progress import track
+from timing import interleaved
 from torch import Tensor, nn
 
 from throughtime import Beam, generate
@@ -105,7 +104,7 @@ class Model:
 def greedy(case: Case, rounds: int) -> tuple[float, float]:
     model = Model(case)
     assert torch.equal(model.ours(), model.eager()), "both loops choose the same tokens"
-    return interleaved(model.ours, model.eager, rounds)
+    return both(model.ours, model.eager, rounds)
 
 
 def beam(rounds: int) -> tuple[float, float]:
@@ -119,20 +118,13 @@ def beam(rounds: int) -> tuple[float, float]:
         options = {"embed": table, "output_layer": layer, "initial_state": given, "max_steps": 30}
         return generate(cell, [START] * len(given), END, strategy=Beam(width=5), **options).ids
 
-    return interleaved(lambda: search(slice(0, 32)), lambda: [search(slice(row, row + 1)) for row in range(32)], rounds)
+    return both(lambda: search(slice(0, 32)), lambda: [search(slice(row, row + 1)) for row in range(32)], rounds)
 
 
-def interleaved(ours: Callable[[], object], rival: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """Median seconds of both, after a round to warm up."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    seen: tuple[list[float], list[float]] = ([], [])
-    for round_ in range(rounds + 1):
-        for call, times in zip((ours, rival), seen):
-            begin = clock()
-            call()
-            if round_:
-                times.append(clock() - begin)
-    return statistics.median(seen[0]), statistics.median(seen[1])
+def both(ours: Callable[[], object], rival: Callable[[], object], rounds: int) -> tuple[float, float]:
+    """Median seconds."""
+    times = interleaved({"ours": ours, "rival": rival}, rounds)
+    return times["ours"], times["rival"]
 
 
 def main() -> None:

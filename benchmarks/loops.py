@@ -9,14 +9,13 @@ steps per second and the machine's own matrix product from the same run.
 import argparse
 import copy
 import json
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from rich.progress import track
+from timing import interleaved
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -214,19 +213,6 @@ def whole_step(outputs: Callable[[], Tensor], cell: nn.Module, training: bool) -
             outputs()
 
     return train if training else infer
-
-
-def interleaved(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds; two warm-up rounds. With one thread processor time is measured, which others do not disturb."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    seen: dict[str, list[float]] = {name: [] for name in runs}
-    for round_ in range(rounds + 2):
-        for name, call in runs.items():
-            begin = clock()
-            call()
-            if round_ > 1:
-                seen[name].append(clock() - begin)
-    return {name: statistics.median(values) for name, values in seen.items()}
 
 
 def flops(case: Case, pairs: int) -> float:

@@ -9,7 +9,6 @@ TensorFlow's `tf.compat.v1.nn.dynamic_rnn` inside a `tf.function`. Both mask pad
 
 import argparse
 import os
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.progress import Progress
+from timing import interleaved
 from torch import nn
 
 from throughtime import dynamic_rnn
@@ -127,18 +127,6 @@ def tensorflow(case: Case, x: np.ndarray, lengths: np.ndarray) -> tuple[Run, Run
 RIVALS = {"Flax": flax, "TensorFlow": tensorflow}
 
 
-def interleaved(runs: dict[str, Run], rounds: int) -> dict[str, float]:
-    """Median milliseconds, after two rounds to warm up and compile."""
-    seen: dict[str, list[float]] = {name: [] for name in runs}
-    for round_ in range(rounds + 2):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run()
-            if round_ > 1:
-                seen[name].append((time.perf_counter() - begin) * 1e3)
-    return {name: statistics.median(times) for name, times in seen.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -155,9 +143,11 @@ def main() -> None:
             x, lengths = batch_of(case)
             pairs = {"ours": ours(case, x, lengths)} | {name: make(case, x, lengths) for name, make in RIVALS.items()}
             for place, what in enumerate(("training", "inference")):
-                times = interleaved({name: pair[place] for name, pair in pairs.items()}, options.rounds)
-                ratios = "".join(f"{times[name]:>12.1f}{times[name] / times['ours']:>8.1f} x" for name in RIVALS)
-                lines.append(f"{case.name:<18}{what:<11}{times['ours']:>9.1f}{ratios}")
+                times = interleaved(
+                    {name: pair[place] for name, pair in pairs.items()}, options.rounds, time.perf_counter
+                )
+                ratios = "".join(f"{times[name] * 1e3:>12.1f}{times[name] / times['ours']:>8.1f} x" for name in RIVALS)
+                lines.append(f"{case.name:<18}{what:<11}{times['ours'] * 1e3:>9.1f}{ratios}")
             bar.advance(task)
     print(f"{options.threads} threads, medians of {options.rounds} interleaved rounds, milliseconds")
     print(f"{'case':<29}{'ours':>9}" + "".join(f"{name:>12}{'ratio':>10}" for name in RIVALS))

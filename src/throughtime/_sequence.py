@@ -19,7 +19,17 @@ from torch.nn.utils.rnn import PackedSequence
 from throughtime._errors import ResetError, SequenceError
 from throughtime._nested import Nested, leaves, leaves_with_paths, map_leaves
 
-__all__ = ["Ragged", "common_axes", "read_lengths", "read_reset", "read_sequence", "rows_per_step", "sort_lengths"]
+__all__ = [
+    "Ragged",
+    "common_axes",
+    "pairs_of",
+    "read_lengths",
+    "read_reset",
+    "read_sequence",
+    "rows_per_step",
+    "sort_lengths",
+    "spread_out",
+]
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,18 @@ def rows_per_step(lengths: np.ndarray) -> np.ndarray:
     steps = int(lengths[0]) if len(lengths) else 0
     ending = np.bincount(lengths, minlength=steps + 1)
     return len(lengths) - np.cumsum(ending)[:steps]
+
+
+def pairs_of(active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of some steps -> the step, counted from 0, and the loop row of each real pair, in loop order."""
+    starts = np.cumsum(active) - active
+    step = np.repeat(np.arange(len(active)), active)
+    return step, np.arange(len(step)) - np.repeat(starts, active)
+
+
+def spread_out(values: Tensor, places: Tensor, count: int) -> Tensor:
+    """[N, ...] -> [count, ...]: each value at its place, 0 elsewhere."""
+    return values.new_zeros(count, *values.shape[1:]).index_copy_(0, places, values)
 
 
 def read_sequence(inputs: Nested, sequence_length: Any = None, time_major: bool = False) -> Ragged:
@@ -212,11 +234,7 @@ def sort_lengths(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _pairs(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The step and the loop row of each real pair, in loop order."""
-    active = rows_per_step(lengths)
-    starts = np.cumsum(active) - active
-    step = np.repeat(np.arange(len(active)), active)
-    return step, np.arange(len(step)) - np.repeat(starts, active)
+    return pairs_of(rows_per_step(lengths))
 
 
 def _reversed_pairs(lengths: np.ndarray) -> np.ndarray:
@@ -243,7 +261,7 @@ def _read_padded(inputs: Nested, sequence_length: Any, time_major: bool) -> Ragg
     axes = (steps, batch_size) if time_major else (batch_size, steps)
 
     def unpack(ys: Tensor) -> Tensor:
-        flat = ys.new_zeros(batch_size * steps, *ys.shape[1:]).index_copy_(0, index, ys)
+        flat = spread_out(ys, index, batch_size * steps)
         return flat.reshape(*axes, *ys.shape[1:])
 
     xs = map_leaves(lambda x: _join_axes(x).index_select(0, index), inputs)
@@ -323,7 +341,7 @@ def _read_jagged(inputs: Nested, sequence_length: Any) -> Ragged:
     least, most = (int(by_row.min(initial=longest)), longest) if None in said else said
 
     def unpack(ys: Tensor) -> Tensor:
-        values = torch.zeros_like(ys).index_copy_(0, index, ys)
+        values = spread_out(ys, index, len(ys))
         return torch.nested.nested_tensor_from_jagged(values, first.offsets(), min_seqlen=least, max_seqlen=most)
 
     xs = map_leaves(lambda x: x.values().index_select(0, index), inputs)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from throughtime._errors import SequenceError
 from throughtime._nested import Nested, flatten, leaves, leaves_as, leaves_with_paths, map_leaves, unflatten
-from throughtime._sequence import Ragged, common_axes, read_lengths, rows_per_step, sort_lengths
+from throughtime._sequence import Ragged, common_axes, pairs_of, read_lengths, rows_per_step, sort_lengths, spread_out
 from throughtime._state import describe
 from throughtime.loop.spill import StepFile
 
@@ -164,7 +164,7 @@ class _Source:
         """All pairs -> padded; the padding is zero."""
         places, padded = self._places(0, len(self.active)), ys
         if places is not None:
-            padded = ys.new_zeros(self.steps * len(self.lengths), *ys.shape[1:]).index_copy(0, places, ys)
+            padded = spread_out(ys, places, self.steps * len(self.lengths))
         y_TB = padded.reshape(self.steps, len(self.lengths), *ys.shape[1:])
         return _time_first(y_TB, self.time_major)
 
@@ -177,7 +177,5 @@ class _Source:
         rows = len(self.lengths)
         if rows and self.lengths[-1] == self.steps:
             return None
-        active = self.active[start:stop]
-        step = np.repeat(np.arange(len(active)), active)
-        row = np.arange(len(step)) - np.repeat(np.cumsum(active) - active, active)
+        step, row = pairs_of(self.active[start:stop])
         return torch.from_numpy(step * rows + (row if self.order is None else self.order[row]))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from throughtime._nested import Nested, flatten, leaves, map_leaves, unflatten
+from throughtime._sequence import spread_out
 from throughtime._state import trial
 from throughtime.decode.decoder import Decoder
 
@@ -144,8 +145,7 @@ class _Run:
         places = torch.cat([rows + t * self.batch_size for t, rows in enumerate(stepped)])
 
         def join(*steps: Tensor) -> Tensor:
-            real = torch.cat(steps)
-            full = real.new_zeros(len(steps) * self.batch_size, *real.shape[1:]).index_copy(0, places, real)
+            full = spread_out(torch.cat(steps), places, len(steps) * self.batch_size)
             return full.unflatten(0, (len(steps), self.batch_size))
 
         structure = flatten(outputs[0])[1]

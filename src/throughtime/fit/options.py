@@ -2,15 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    NonNegativeInt = int
-    PositiveInt = int
-    NonNegativeFloat = float
-    PositiveFloat = float
-else:  # the same, checked where the command line is read
-    from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from throughtime.fit.numbers import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 __all__ = [
     "DEFAULTS",

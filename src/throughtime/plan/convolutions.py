@@ -3,11 +3,10 @@
 Each rewrite goes over the whole graph once and says whether it changed anything.
 """
 
-from collections.abc import Sequence
-
 from throughtime.capture.graph import Node, Ref
 from throughtime.plan.editor import GraphEditor, joins
 from throughtime.plan.places import Places
+from throughtime.plan.sums import split_into_sums
 
 __all__ = ["narrow_convolutions", "split_convolutions", "split_kernel_gradients", "sum_biases"]
 
@@ -27,40 +26,19 @@ def sum_biases(graph: GraphEditor) -> None:
 
 
 def split_convolutions(graph: GraphEditor, places: Places) -> bool:
-    """Where some of the parts are in the convolution's loop and some are not, or some are the same at all steps:
-
-    Before: convolution(cat([x, h], 1), w, b)
+    """Before: convolution(cat([x, h], 1), w, b)
     After:  convolution(x, w[:, :I], b) + convolution(h, w[:, I:])
     """
-    changed = False
-    for node in graph.where(lambda n: n.op == "convolution" and _is_plain(n)):
-        joined = graph.value(node.operands[0])
-        if joins(joined, CHANNELS):
-            groups = places.groups(joined.operands, node.name)
-            if len(groups) > 1:
-                new, total = _sum_of_convolutions(graph, node, groups)
-                graph.replace(node.name, new, total)
-                places.follow(node.name, total)
-                changed = True
-    return changed
+    return split_into_sums(
+        graph, places, lambda n: n.op == "convolution" and _is_plain(n), lambda n: CHANNELS, _convolution_of_part
+    )
 
 
-def _sum_of_convolutions(graph: GraphEditor, node: Node, groups: Sequence[Sequence[str]]) -> tuple[list[Node], str]:
-    new: list[Node] = []
-    start, total = 0, None
-    for group in groups:
-        joined, part = graph.join(group, CHANNELS)
-        end = start + int(part.shape[CHANNELS])
-        kernel = graph.cut(node.operands[1], 1, start, end)
-        args = (Ref(part.name), Ref(kernel.name), node.args[2] if total is None else None)
-        product = graph.make("convolution", args, node.shape, node.dtype, **node.attributes)
-        new += [*joined, kernel, product]
-        if total is not None:
-            product = graph.make("add", (Ref(total), Ref(product.name)), node.shape, node.dtype)
-            new.append(product)
-        start, total = end, product.name
-    assert total is not None
-    return new, total
+def _convolution_of_part(graph: GraphEditor, node: Node, part: str, start: int, end: int) -> list[Node]:
+    """The first part has the bias."""
+    kernel = graph.cut(node.operands[1], 1, start, end)
+    args = (Ref(part), Ref(kernel.name), node.args[2] if start == 0 else None)
+    return [kernel, graph.make("convolution", args, node.shape, node.dtype, **node.attributes)]
 
 
 def split_kernel_gradients(graph: GraphEditor, places: Places) -> bool:

@@ -3,11 +3,10 @@
 Each rewrite goes over the whole graph once and says whether it changed anything.
 """
 
-from collections.abc import Sequence
-
 from throughtime.capture.graph import Node, Ref
 from throughtime.plan.editor import GraphEditor, has_rows, joins
 from throughtime.plan.places import Places, Run
+from throughtime.plan.sums import split_into_sums
 
 __all__ = ["name_outer_products", "narrow_products", "split_outer_products", "split_products"]
 
@@ -42,39 +41,17 @@ def _turned(graph: GraphEditor, name: str) -> tuple[list[Node], str]:
 
 
 def split_products(graph: GraphEditor, places: Places) -> bool:
-    """Where some of the parts are in the product's loop and some are not, or some are the same at all steps:
-
-    Before: mm(cat([x, h], -1), w)
+    """Before: mm(cat([x, h], -1), w)
     After:  mm(x, w[:I]) + mm(h, w[I:])
     """
-    changed = False
-    for node in graph.where(lambda n: n.op == "mm" and has_rows(n)):
-        left = graph.value(node.operands[0])
-        if joins(left, len(left.shape) - 1):
-            groups = places.groups(left.operands, node.name)
-            if len(groups) > 1:
-                new, total = _sum_of_products(graph, node, groups)
-                graph.replace(node.name, new, total)
-                places.follow(node.name, total)
-                changed = True
-    return changed
+    return split_into_sums(
+        graph, places, lambda n: n.op == "mm" and has_rows(n), lambda n: len(n.shape) - 1, _product_of_part
+    )
 
 
-def _sum_of_products(graph: GraphEditor, node: Node, groups: Sequence[Sequence[str]]) -> tuple[list[Node], str]:
-    new: list[Node] = []
-    start, total = 0, None
-    for group in groups:
-        joined, part = graph.join(group, len(node.shape) - 1)
-        end = start + int(part.shape[-1])
-        weight = graph.cut(node.operands[1], 0, start, end)
-        product = graph.make("mm", (Ref(part.name), Ref(weight.name)), node.shape, node.dtype)
-        new += [*joined, weight, product]
-        if total is not None:
-            product = graph.make("add", (Ref(total), Ref(product.name)), node.shape, node.dtype)
-            new.append(product)
-        start, total = end, product.name
-    assert total is not None
-    return new, total
+def _product_of_part(graph: GraphEditor, node: Node, part: str, start: int, end: int) -> list[Node]:
+    weight = graph.cut(node.operands[1], 0, start, end)
+    return [weight, graph.make("mm", (Ref(part), Ref(weight.name)), node.shape, node.dtype)]
 
 
 def split_outer_products(graph: GraphEditor, places: Places) -> bool:

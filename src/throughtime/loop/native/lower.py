@@ -97,13 +97,6 @@ class _Forms:
     staged: tuple[Program, Program] | None
 
 
-def width_of(shape: tuple) -> int:
-    width = 1
-    for n in feature_shape(shape):
-        width *= n
-    return width
-
-
 def _element(plan: LoopPlan) -> torch.dtype:
     dtypes = {v.dtype for v in plan.values.values()}
     unknown = dtypes - {torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.int32, torch.bool}

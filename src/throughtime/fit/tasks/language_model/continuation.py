@@ -2,23 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from throughtime import Greedy, Sample, generate_stream
 from throughtime.fit.errors import FitError
+from throughtime.fit.numbers import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from throughtime.fit.tasks.language_model.model import LanguageModel
 from throughtime.fit.tasks.language_model.text import TextEncoding
-
-if TYPE_CHECKING:
-    NonNegativeInt = int
-    PositiveInt = int
-    NonNegativeFloat = float
-    PositiveFloat = float
-else:  # the same, checked where the command line is read
-    from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 __all__ = ["Continuation", "continue_text"]
 

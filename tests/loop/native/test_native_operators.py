@@ -178,6 +178,54 @@ def test_an_id_that_names_no_entry(look_up: str, wrong: int) -> None:
         dynamic_rnn(step, inputs, [6, 0, 1, 2, 3], start, backend="native")
 
 
+# --- states and numbers
+
+
+def test_a_state_that_another_state_becomes() -> None:
+    """The backward pass knows it by the other's trace, and computes its exponential again."""
+
+    def step(x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        old, new = state
+        following = torch.tanh(x + old * new.exp())
+        return following, (new, following)
+
+    x, start = numbers(ROWS, STEPS, UNITS).requires_grad_(), (numbers(ROWS, UNITS), numbers(ROWS, UNITS) / 2)
+    given = [x, *(s.requires_grad_() for s in start)]
+    found = []
+    for backend in ("native", "portable"):
+        outputs, state = dynamic_rnn(step, x, LENGTHS, start, backend=backend, parallel_iterations=2)
+        found.append([outputs, *state, *torch.autograd.grad(outputs.square().sum() + state[0].sum(), given)])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("length", [2, 0])
+def test_a_step_without_a_gradient(length: int) -> None:
+    """What a row without a step was given is what it has at the end; no other row's gradient comes to anything."""
+    x, start = numbers(2, 3, UNITS).requires_grad_(), numbers(2, UNITS).requires_grad_()
+    _, state = dynamic_rnn(lambda x, h: (x.round(), x.detach()), x, [length, 3], start, backend="native")
+    gradients = torch.autograd.grad(state.sum(), [x, start], allow_unused=True, materialize_grads=True)
+    assert not gradients[0].any()
+    assert torch.equal(gradients[1], torch.tensor([[float(length == 0)], [0.0]]).expand(2, UNITS))
+
+
+def of_numbers(x: Tensor, h: Tensor, w: Tensor) -> tuple[Nested, Tensor]:
+    """Products with one number, and gradients that are cut."""
+    h = torch.tanh(h + x)
+    square = h.unsqueeze(-1) * (h @ w).unsqueeze(1)
+    found = {
+        "left": torch.full_like(square, 0.5).transpose(1, 2) @ square,
+        "right": square @ torch.ones_like(square).transpose(1, 2),
+        "cut": torch.trunc(torch.einsum("bi,bi->b", h, h)),
+        "cut products": torch.trunc(square.transpose(1, 2) @ square),
+    }
+    return found, h
+
+
+def test_products_of_one_number() -> None:
+    check(of_numbers, [numbers(UNITS, CLASSES)], numbers(ROWS, STEPS, UNITS), torch.float64)
+
+
 # --- functions
 
 FUNCTIONS = ["sinh", "cosh", "asinh", "acosh", "atanh", "exp2"]

@@ -16,8 +16,7 @@ _MOST_UNROLLED = 16
 
 @rule("mm")
 def _mm(v: Values, call: Call, a: Value, b: Value) -> Value:
-    a, b = _rounded(v, a), _rounded(v, b)
-    return _product(v, a, b, call.result.dtype)
+    return _cut_off(v, call, a, b) or _product(v, _rounded(v, a), _rounded(v, b), call.result.dtype)
 
 
 @rule("mv")
@@ -65,7 +64,14 @@ def _contracted(v: Values, a: Value, b: Value, dtype: torch.dtype) -> Value:
 
 @rule("bmm")
 def _bmm(v: Values, call: Call, a: Value, b: Value) -> Value:
-    return _products(v, _rounded(v, a), _rounded(v, b), call.result.dtype)
+    return _cut_off(v, call, a, b) or _products(v, _rounded(v, a), _rounded(v, b), call.result.dtype)
+
+
+def _cut_off(v: Values, call: Call, a: Value, b: Value) -> Value | None:
+    """A gradient of zero comes from a path that is cut, and stays zero whatever it meets."""
+    if v.backward and 0 in (v.number(a), v.number(b)):
+        return v.full(call.result.shape, 0, call.result.dtype)
+    return None
 
 
 def _products(v: Values, a: Value, b: Value, dtype: torch.dtype) -> Value:

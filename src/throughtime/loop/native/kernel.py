@@ -243,7 +243,7 @@ class NativeKernel:
             **self.lowered.by_row,
         }
         program = programs[direction]
-        assert program is not None, "a call without gradients has no backward pass"
+        assert program is not None, "who asks for gradients has been refused a step without them"
         return program
 
     def code(self, direction: str, form: int | None = None) -> CompiledModule:

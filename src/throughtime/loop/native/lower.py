@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from throughtime._errors import BackendError
-from throughtime.capture.graph import ROWS, Input, Node
+from throughtime.capture.graph import ROWS, Node
 from throughtime.loop.native.affine import fuse_products
 from throughtime.loop.native.assemble import Assembly, Want
 from throughtime.loop.native.program import Buffer, Immediate, Program
@@ -22,7 +22,7 @@ __all__ = ["Lowered", "lower"]
 
 @dataclass(frozen=True)
 class Lowered:
-    """The programs of a plan. `inference` keeps nothing for a backward pass; backward is None without gradients."""
+    """The programs of a plan. `inference` keeps nothing for a backward pass; the others are None without kernels."""
 
     inference: Program
     training: Program | None
@@ -61,8 +61,6 @@ def lower(plan: LoopPlan) -> Lowered:
     element = _element(plan)
     inference = _lower_forward(plan, False)
     before = _lower_before(plan)
-    if not any(_gradients(plan)):
-        return Lowered(inference.whole, None, None, element, (), (), before, _staged({"inference": inference}))
     try:
         training = _lower_forward(plan, True)
         backward, reductions = _lower_backward(plan)
@@ -261,21 +259,23 @@ def _read_inputs(assembly: Assembly, plan: LoopPlan) -> None:
 
 
 def _read_kept(assembly: Assembly, plan: LoopPlan) -> None:
-    """What the forward pass left: outputs, saved values, states before and after each step."""
+    """What the forward pass left: outputs, saved values, states before and after each step.
+
+    A state that another state or an output becomes is known by that one's trace, if not by its own.
+    """
     for name in plan.saved:
         assembly.read(name, f"saved:{name}", "pair")
     carries = plan.of_kind("carry")
     for i in plan.traced:
-        following = plan.next_carry[i]
         assembly.read(carries[i].name, f"previous:{i}", "previous")
-        if following not in plan.ys and not isinstance(plan.values[following], Input):
-            assembly.read(following, f"trace:{i}", "pair")
     for i, carry in enumerate(carries):
         if plan.next_carry[i] == carry.name:
             assembly.read(carry.name, f"still:{i}", "row")
-    for k, name in enumerate(plan.ys):
-        if not isinstance(plan.values[name], Input):
-            assembly.read(name, f"ys:{k}", "pair")
+    after = [(f"ys:{k}", name) for k, name in enumerate(plan.ys)]
+    after += [(f"trace:{i}", plan.next_carry[i]) for i in plan.traced if plan.next_carry[i] not in plan.ys]
+    for buffer, name in after:
+        if name not in assembly.sources:
+            assembly.read(name, buffer, "pair")
 
 
 def _read_cotangents(assembly: Assembly, plan: LoopPlan) -> None:

@@ -234,7 +234,8 @@ class Resolved:
         """Before: bmm(a[.., M, K], b[.., K, N])
         After:  sum(a[.., M, 1, K] * b[.., 1, N, K])   the axis of the sum last if b's elements lie so, else before N
         """
-        a, b = (self.sources[name] for name in node.operands)
+        places = (self._copy(name) if name in self.immediates else name for name in node.operands)
+        a, b = (self.sources[name] for name in places)
         *lead, m, n = feature_shape(node.shape)
         k, count = a.shape[-1], len(lead)
         last = b.strides[-2] == 1 and b.strides[-1] != 1

@@ -143,6 +143,13 @@ def test_inputs_that_no_machine_code_reads() -> None:
     assert page.stages == ()
 
 
+def test_what_multiplies_numbers_of_bfloat16() -> None:
+    cell, x = nn.GRUCell(3, 4), torch.randn(2, 5, 3)
+    assert "bfloat16" not in explain(cell, x).machine
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert re.search(r", products of bfloat16 (on AMX tiles|in float32)$", explain(cell, x).machine)
+
+
 def test_no_step_at_all() -> None:
     page = explain(nn.GRUCell(3, 4), torch.randn(3, 5, 3), [0, 0, 0])
     assert (page.pairs, page.padded_pairs) == (0, 15)

@@ -247,15 +247,13 @@ class Forecast:
 
 def forecast(request: Run, loop: Compiled, trained: bool) -> Forecast:
     """What a call would need. Nothing is run."""
-    target = loop.kernel.target
-    machine = f"{target.cpu}, vectors of {target.vector_bytes} bytes"
     batch = _batch(request)
     as_one = loop.kernel.runs_as_one("training" if trained else "inference", batch)
     if not trained:
-        return Forecast(machine, as_one, None, None)
+        return Forecast(loop.kernel.machine, as_one, None, None)
     schedule = loop.kernel.schedule(request.memory, batch, request.chunk)
     chosen = "" if schedule.policy == request.memory else f" chooses {schedule.policy}"
-    return Forecast(machine, as_one, f"{request.memory}{chosen}", schedule.peak)
+    return Forecast(loop.kernel.machine, as_one, f"{request.memory}{chosen}", schedule.peak)
 
 
 def _batch(request: Run) -> Batch:

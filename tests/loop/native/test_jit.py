@@ -1,11 +1,14 @@
 """Compilation in memory: what is written is what runs, on this machine, by any thread; other machines get assembly."""
 
 import ctypes
+import platform
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from throughtime.loop.native import target as targets
 from throughtime.loop.native.ir import F32, F64, I64, PTR, Emitter, define, new_module
 from throughtime.loop.native.jit import CompiledModule, compile_module, emit_assembly, emit_object
 from throughtime.loop.native.target import (
@@ -152,3 +155,23 @@ def test_what_a_target_knows_of_itself() -> None:
     poor = rich.restricted_to_avx2()
     assert (poor.has_avx512_bf16, poor.has_amx_bf16, poor.vector_bytes) == (False, False, 32)
     assert "zmm" not in emit_assembly(_axpy(poor, F32), poor)
+
+
+def test_tiles_without_products_of_bfloat16_are_none() -> None:
+    assert not make_target("x86_64-unknown-linux-gnu", "x86-64-v4", {"amx-tile": True}).has_amx_bf16
+
+
+@pytest.mark.parametrize(("processor", "permitted"), [(True, True), (True, False), (False, True)])
+def test_a_machine_has_tiles_if_processor_and_system_give_them(
+    monkeypatch: pytest.MonkeyPatch, processor: bool, permitted: bool
+) -> None:
+    features = {"avx512f": True, "amx-tile": processor, "amx-bf16": processor}
+    monkeypatch.setattr(targets.llvm, "get_host_cpu_features", lambda: features)
+    monkeypatch.setattr(targets, "_tiles_are_permitted", lambda: permitted)
+    assert host_target.__wrapped__().has_amx_bf16 == (processor and permitted)
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="Linux is asked")
+def test_the_system_does_not_permit_what_the_processor_has_not() -> None:
+    permitted = targets._tiles_are_permitted()
+    assert not permitted or "amx_tile" in Path("/proc/cpuinfo").read_text()

@@ -24,10 +24,11 @@ from throughtime.loop.native.program import (
     Program,
     Store,
     SubPass,
+    Weight,
     is_whole,
 )
 from throughtime.loop.native.ranks import in_register, rank_items, store_rank, stored_on_the_way
-from throughtime.loop.native.resolve import Item, Resolved, Want, same_elements
+from throughtime.loop.native.resolve import Item, Resolved, Want, is_rounded, same_elements
 from throughtime.loop.native.views import Features, View, contiguous, feature_shape, squeeze, view_as, walked
 
 __all__ = ["Assembly", "Want"]
@@ -81,7 +82,7 @@ def _live(nodes: Sequence[Node], wants: Sequence[Want]) -> list[Node]:
 class _Assembler:
     def __init__(self, resolved: Resolved) -> None:
         self.r = resolved
-        self.weights: dict[str, tuple[int, int]] = {}
+        self.weights: dict[str, Weight] = {}
         self.homes: dict[str, View] = {}
 
     def program(self, reverse: bool) -> Program:
@@ -231,8 +232,10 @@ class _Assembler:
         vectors = math.prod(item.walk) // n
         for x, w in zip(pairs[::2], pairs[1::2]):
             k = feature_shape(self.r.values[x.name].shape)[-1]
-            self.weights[w.name] = (k, n)
-            yield Product(self._located(x.name), w.name, home, init, k, n, vectors)
+            rounded = is_rounded(x.name, self.r.values) and is_rounded(w.name, self.r.values)
+            weight = Weight(w.name, k, n, rounded)
+            self.weights[weight.label] = weight
+            yield Product(self._located(x.name), weight.label, home, init, k, n, vectors)
             init = contiguous(home, (math.prod(item.walk),))
 
     def _gather(self, node: Node, home: str) -> Gather:

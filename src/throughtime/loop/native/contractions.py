@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from throughtime.loop.native.gemm import Products, declare_products, outer_scratch, panel_width
+from throughtime.loop.native.amx import AMX_SCRATCH, declare_amx
+from throughtime.loop.native.amx_packing import BLOCK
+from throughtime.loop.native.gemm import declare_products, outer_scratch, panel_width
 from throughtime.loop.native.ir import I64, PTR, Emitter, Value, bits_of, define, new_module
 from throughtime.loop.native.passes import emit_pass
 from throughtime.loop.native.program import Buffer, Load, Pass, Store, SubPass
@@ -21,6 +23,8 @@ __all__ = ["Contraction", "Side", "contraction_scratch", "emit_contractions"]
 
 VECTORS_AT_ONCE = 256
 """That are copied: as many as `outer` packs."""
+_LINE = 16
+"""Numbers: what threads work with begins on cache lines of its own."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,18 @@ class Side:
 
 @dataclass(frozen=True)
 class Contraction:
-    """sum over pairs of a[m]^T g[n], or of g[n] alone."""
+    """sum over pairs of a[m]^T g[n], or of g[n] alone. rounded: both are, to bfloat16."""
 
     a: Side | None
     g: Side
+    rounded: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.g.size,) if self.a is None else (self.a.size, self.g.size)
+
+    def is_on_tiles(self, target: Target) -> bool:
+        return target.has_amx_bf16 and self.rounded
 
     @property
     def copied(self) -> tuple[Side, ...]:
@@ -71,7 +79,13 @@ class Contraction:
 
 def contraction_scratch(contractions: Sequence[Contraction], target: Target, element: ir.Type) -> int:
     """Elements that each share needs."""
-    return outer_scratch(target, element) + max((c.room for c in contractions), default=0)
+    room = _packing_scratch(contractions, target, element) + max((c.room for c in contractions), default=0)
+    return -(-room // _LINE) * _LINE
+
+
+def _packing_scratch(contractions: Sequence[Contraction], target: Target, element: ir.Type) -> int:
+    on_tiles = any(c.is_on_tiles(target) for c in contractions)
+    return max(outer_scratch(target, element), AMX_SCRATCH if on_tiles else 0)
 
 
 def emit_contractions(contractions: Sequence[Contraction], element: ir.Type, target: Target, name: str) -> ir.Module:
@@ -80,15 +94,15 @@ def emit_contractions(contractions: Sequence[Contraction], element: ir.Type, tar
     Each share takes its part of the outputs of every contraction, so sums over pairs are never split.
     """
     module = new_module(name, target)
-    products = declare_products(module, element)
     e = define(module, f"{name}_body", {"block": PTR, "share": I64}, target, internal=True)
     block, share = e.arguments
     pairs = e.load(block, I64, FIRST_ARGUMENT)
     room = contraction_scratch(contractions, target, element)
     scratch = e.offset(e.load_pointer(block, FIRST_ARGUMENT + 1), e.mul(share, room), element)
+    copies = e.offset(scratch, _packing_scratch(contractions, target, element), element)
     for i, contraction in enumerate(contractions):
         pointers = [e.load_pointer(block, FIRST_ARGUMENT + 2 + 3 * i + j) for j in range(3)]
-        part = _Part(e, element, products, contraction, pointers, scratch, share, e.load(block, I64, 1))
+        part = _Part(e, element, contraction, pointers, scratch, copies, share, e.load(block, I64, 1))
         part.emit(pairs)
     body = e.done()
     define_worker(module, target, name, body)
@@ -102,19 +116,21 @@ class _Part:
         self,
         e: Emitter,
         element: ir.Type,
-        products: Products,
         contraction: Contraction,
         pointers: list[Value],
         scratch: Value,
+        copies: Value,
         share: Value,
         shares: Value,
     ) -> None:
-        self.e, self.element, self.products, self.contraction = e, element, products, contraction
+        self.e, self.element, self.contraction = e, element, contraction
         self.a, self.g, self.out = pointers
-        self.scratch = scratch
+        self.scratch, self.copies = scratch, copies
+        self.on_tiles = contraction.is_on_tiles(e.target)
         m, n = (0, *contraction.shape)[-2:]
         self.by_rows = m > n
         grain = e.target.tile(bits_of(element)).rows if self.by_rows else panel_width(e.target, element)
+        grain = BLOCK if self.on_tiles else grain
         self.low, self.high = _range(e, m if self.by_rows else n, grain, share, shares)
 
     def emit(self, pairs: Value) -> None:
@@ -126,7 +142,7 @@ class _Part:
         e, c = self.e, self.contraction
         if c.a is None:
             g, out = self._from(self.g, e.add(self.low, c.g.view.offset)), self._from(self.out, self.low)
-            e.call(self.products.column_sums, [pairs, size, g, e.integer(c.g.step), out])
+            e.call(declare_products(e.module, self.element).column_sums, [pairs, size, g, e.integer(c.g.step), out])
         elif not c.copied:
             self._outer(pairs, size, self._from(self.a, c.a.view.offset), self._from(self.g, c.g.view.offset))
         else:
@@ -136,7 +152,7 @@ class _Part:
         e, c = self.e, self.contraction
         assert c.a is not None
         count = e.min(e.sub(pairs, first), c.pairs_at_once)
-        room = self._from(self.scratch, outer_scratch(e.target, self.element))
+        room = self.copies
         found = []
         for side, pointer in ((c.a, self.a), (c.g, self.g)):
             here = self._from(pointer, e.mul(first, side.width))
@@ -174,7 +190,8 @@ class _Part:
             e.integer(c.g.size),
             self.scratch,
         ]
-        e.call(self.products.outer, arguments)
+        products = declare_amx(e.module) if self.on_tiles else declare_products(e.module, self.element)
+        e.call(products.outer, arguments)
 
     def _from(self, pointer: Value, index: Value | int) -> Value:
         return self.e.offset(pointer, index, self.element)

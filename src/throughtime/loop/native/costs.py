@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from throughtime.capture.graph import ROWS
 from throughtime.loop.native.batch import Batch
 from throughtime.loop.native.emit import PAIRS_AT_ONCE
-from throughtime.loop.native.gemm import packed_size
 from throughtime.loop.native.program import Buffer
 from throughtime.loop.native.views import feature_shape
 from throughtime.plan.memory import BLOCK, Costs, Work
@@ -35,7 +34,7 @@ def costs_of(kernel: "NativeKernel", batch: Batch, chunk: int) -> Costs:
     size = kernel.lowered.element.itemsize
     outputs = sum(b.width for name, b in kernel.buffers("training").items() if name.startswith("ys:"))
     state = sum(math.prod(feature_shape(carry.shape)) for carry in kernel.plan.of_kind("carry"))
-    flops = 2 * sum(k * n for k, n in kernel.program("training").weights.values())
+    flops = 2 * sum(w.k * w.n for w in kernel.program("training").weights.values())
     rows = ROW_COPIES * int(batch.active.max(initial=0)) * state * size
     always = rows + batch.steps * STEP_BYTES + _once(kernel, len(batch.lengths))
 
@@ -73,8 +72,8 @@ class _Pass:
     def bytes(self) -> int:
         """Of the buffers of a chunk, packed weights and scratch."""
         kernel = self.kernel
-        weights = {name: shape for program in self.programs for name, shape in program.weights.items()}
-        packed = sum(packed_size(k, n, kernel.target, kernel.element) for k, n in weights.values())
+        weights = {label: weight for program in self.programs for label, weight in program.weights.items()}
+        packed = sum(map(kernel.packed_size, weights.values()))
         local = sum(count * b.width * kernel.lowered.dtype(b).itemsize for b, count in self.room.values())
         return local + (packed + self._scratch()) * kernel.lowered.element.itemsize
 

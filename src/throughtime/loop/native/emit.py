@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from llvmlite import ir
 
+from throughtime.loop.native.amx import declare_amx
 from throughtime.loop.native.gemm import declare_products
 from throughtime.loop.native.ir import F32, F64, I64, PTR, Emitter, Value, define, new_module
 from throughtime.loop.native.passes import emit_pass
@@ -41,8 +42,7 @@ def arguments_of(program: Program) -> tuple[str, ...]:
 def emit_program(program: Program, element: ir.Type, target: Target, name: str) -> ir.Module:
     """A module with the worker `name`."""
     module = new_module(name, target)
-    module_products = declare_products(module, element)
-    step = _emit_step(module, program, element, target, f"{name}_step", module_products.product)
+    step = _emit_step(module, program, element, target, f"{name}_step")
     emit_body = _emit_pairs_body if program.over == "pairs" else _emit_body
     body = emit_body(module, program, target, f"{name}_body", step)
     define_worker(module, target, name, body)
@@ -101,29 +101,27 @@ def _emit_pairs_body(module: ir.Module, program: Program, target: Target, name: 
     return e.done()
 
 
-def _emit_step(
-    module: ir.Module, program: Program, element: ir.Type, target: Target, name: str, product: ir.Function
-) -> ir.Function:
+def _emit_step(module: ir.Module, program: Program, element: ir.Type, target: Target, name: str) -> ir.Function:
     signature = {"block": PTR, "t": I64, "row": I64, "count": I64, "pair": I64, "scratch": I64}
     e = define(module, name, signature, target, internal=True, inline=False)
     place = _Places(e, program, element)
     for op in program.ops:
-        _emit_op(e, element, op, program, place, product)
+        _emit_op(e, element, op, program, place)
     return e.done()
 
 
-def _emit_op(e: Emitter, element: ir.Type, op: Op, program: Program, place: "_Places", product: ir.Function) -> None:
+def _emit_op(e: Emitter, element: ir.Type, op: Op, program: Program, place: "_Places") -> None:
     if isinstance(op, Pass):
         emit_pass(e, element, op, program.buffers, place.bases, place.count)
     elif isinstance(op, Product):
-        _emit_product(e, element, op, program, place, product)
+        _emit_product(e, element, op, program, place)
     else:
         _emit_gather(e, element, op, place, program.buffers)
 
 
-def _emit_product(
-    e: Emitter, element: ir.Type, op: Product, program: Program, place: "_Places", product: ir.Function
-) -> None:
+def _emit_product(e: Emitter, element: ir.Type, op: Product, program: Program, place: "_Places") -> None:
+    on_tiles = e.target.has_amx_bf16 and program.weights[op.weight].rounded
+    product = declare_amx(e.module).product if on_tiles else declare_products(e.module, element).product
     lda = op.k if op.vectors > 1 else program.buffers[op.a.base].width
     ldc = op.n if op.vectors > 1 else program.buffers[op.to].width
     to = place.bases[op.to]

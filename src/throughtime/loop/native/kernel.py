@@ -1,8 +1,10 @@
 """Lowered plan -> machine code, and one call of it: chunk by chunk forwards, block by block backwards."""
 
+import ctypes
+import functools
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -11,20 +13,22 @@ from torch import Tensor
 
 from throughtime.capture.graph import ROWS
 from throughtime.capture.interpret import run_node
+from throughtime.loop.native.amx import amx_library, amx_packed_size
 from throughtime.loop.native.batch import Batch, Bound, Constants, Located, Source
 from throughtime.loop.native.by_row import run_over_rows
 from throughtime.loop.native.contractions import contraction_scratch, emit_contractions
 from throughtime.loop.native.costs import costs_of
 from throughtime.loop.native.emit import element_type, emit_program
 from throughtime.loop.native.execute import Kept, Stepper, go_back, go_forward
-from throughtime.loop.native.gemm import products_library
+from throughtime.loop.native.gemm import packed_size, products_library
 from throughtime.loop.native.ids import check_ids, find_lookups
 from throughtime.loop.native.jit import CompiledModule, compile_module
 from throughtime.loop.native.lower import Lowered, lower
-from throughtime.loop.native.program import Buffer, Program
+from throughtime.loop.native.program import Buffer, Program, Weight
 from throughtime.loop.native.room import Empty, fresh
 from throughtime.loop.native.sums import own_sums
 from throughtime.loop.native.target import Target, host_target
+from throughtime.loop.native.tiles import full_name
 from throughtime.loop.native.views import feature_shape
 from throughtime.plan.loop_plan import LoopPlan
 from throughtime.plan.memory import MemoryPolicy, Schedule, choose
@@ -40,7 +44,10 @@ class NativeKernel:
         self.target = target or host_target()
         self.lowered: Lowered = lower(plan)
         self.element = element_type(self.lowered.element)
-        self.library = products_library(self.target, self.element)
+        self.rounds = any(value.dtype == torch.bfloat16 for value in plan.values.values())
+        self.libraries = [products_library(self.target, self.element)]
+        if self.rounds and self.target.has_amx_bf16:
+            self.libraries.append(amx_library(self.target))
         self._code: dict[tuple[str, int | None], CompiledModule] = {}
         self._lock = threading.Lock()
         self.lookups = find_lookups(plan)
@@ -233,7 +240,37 @@ class NativeKernel:
         """Numbers that each thread needs for the sums over pairs, or over rows."""
         return contraction_scratch([own.contraction for own in self.own_sums[over]], self.target, self.element)
 
+    # --- weights
+
+    def packed_size(self, weight: Weight) -> int:
+        """Numbers that take the room of the weight in panels."""
+        if self._is_on_tiles(weight):
+            return amx_packed_size(weight.k, weight.n)
+        return packed_size(weight.k, weight.n, self.target, self.element)
+
+    def pack(self, weight: Weight, const: Tensor, empty: Empty) -> Tensor:
+        """A const in panels."""
+        const = const.to(self.lowered.element)
+        if 1 not in const.stride():
+            const = const.contiguous()
+        out = empty((self.packed_size(weight),), const.dtype)
+        name = full_name("amx_pack_b" if self._is_on_tiles(weight) else "pack_b", self.element)
+        pack = _packer(next(library for library in self.libraries if name in library.names), name)
+        pack(weight.k, weight.n, const.data_ptr(), *const.stride(), out.data_ptr())
+        return out
+
+    def _is_on_tiles(self, weight: Weight) -> bool:
+        return weight.rounded and self.target.has_amx_bf16
+
     # --- code
+
+    @property
+    def machine(self) -> str:
+        """What the code is for."""
+        where = f"{self.target.cpu}, vectors of {self.target.vector_bytes} bytes"
+        if not self.rounds:
+            return where
+        return f"{where}, products of bfloat16 {'on AMX tiles' if self.target.has_amx_bf16 else 'in float32'}"
 
     def program(self, direction: str) -> Program:
         programs = {
@@ -261,4 +298,10 @@ class NativeKernel:
         else:
             program = self.program(direction) if form is None else self.lowered.staged[direction][form]
             module = emit_program(program, self.element, self.target, "worker")
-        return compile_module(module, self.target, libraries=[self.library])
+        return compile_module(module, self.target, self.libraries)
+
+
+@functools.cache
+def _packer(library: CompiledModule, name: str) -> Callable[..., None]:
+    sizes, pointer = ctypes.c_int64, ctypes.c_void_p
+    return library.function(name, sizes, sizes, pointer, sizes, sizes, pointer)

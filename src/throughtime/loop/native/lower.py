@@ -11,7 +11,7 @@ from throughtime.capture.graph import ROWS, Node
 from throughtime.loop.native.affine import fuse_products
 from throughtime.loop.native.assemble import Assembly, Want
 from throughtime.loop.native.program import Buffer, Immediate, Program
-from throughtime.loop.native.resolve import SHAPE_OPERATORS
+from throughtime.loop.native.resolve import SHAPE_OPERATORS, is_rounded
 from throughtime.loop.native.rewrites import rewrite
 from throughtime.loop.native.staging import Stages, split_backward, split_forward
 from throughtime.loop.native.views import View, contiguous, feature_shape, view_as, view_through
@@ -47,13 +47,14 @@ class Lowered:
 class Reduction:
     """A node that contracts pairs, with the pair buffers (or views of them) that its operands are read from.
 
-    widths: of these buffers. vectors: of each pair, whose products it sums.
+    widths: of these buffers. vectors: of each pair, whose products it sums. rounded: the operands are, to bfloat16.
     """
 
     node: Node
     operands: tuple[View, ...]
     widths: tuple[int, ...]
     vectors: int
+    rounded: bool
 
 
 def lower(plan: LoopPlan) -> Lowered:
@@ -316,7 +317,8 @@ def _contractions(assembly: Assembly, plan: LoopPlan, nodes: Sequence[Node]) -> 
         names = _row_operands(plan, node)
         vectors = math.prod(plan.shape_of(names[0])[1:-1]) if node.op == "outer" else 1
         views = tuple(place(name, vectors) for name in names)
-        found.append(Reduction(node, views, tuple(buffers[view.base].width for view in views), vectors))
+        widths = tuple(buffers[view.base].width for view in views)
+        found.append(Reduction(node, views, widths, vectors, all(is_rounded(name, plan.values) for name in names)))
     return found, list(wants.values())
 
 

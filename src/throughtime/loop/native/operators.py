@@ -326,7 +326,7 @@ def _to_dtype(e: Emitter, args: list[Value], node: Node) -> Value:
 
 
 def _round_to_bfloat16(e: Emitter, value: Value) -> Value:
-    """To the nearest, halves to even; NaN stays NaN."""
+    """To the nearest, halves to even; NaN stays NaN, with a low half of zeros too."""
     integers = ir.VectorType(I32, value.type.count)
 
     def of(number: int) -> ir.Constant:
@@ -335,8 +335,7 @@ def _round_to_bfloat16(e: Emitter, value: Value) -> Value:
     bits = e.b.bitcast(value, integers)
     odd = e.b.and_(e.b.lshr(bits, of(16)), of(1))
     rounded = e.b.and_(e.b.add(bits, e.b.add(odd, of(0x7FFF))), of(0xFFFF0000))
-    result = e.b.bitcast(rounded, value.type)
-    return e.b.select(e.b.fcmp_unordered("!=", value, value), value, result)
+    return e.b.bitcast(e.b.select(e.b.fcmp_unordered("uno", value, value), of(0x7FC00000), rounded), value.type)
 
 
 def _copy(e: Emitter, args: list[Value], node: Node) -> Value:

@@ -12,7 +12,7 @@ Places of values, by kind:
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -33,6 +33,7 @@ __all__ = [
     "Program",
     "Store",
     "SubPass",
+    "Weight",
     "is_whole",
 ]
 
@@ -143,6 +144,19 @@ class Product:
         return f"  product {self.to} = {init}{_word(self.a)} @ {self.weight}[{self.k}, {self.n}]"
 
 
+class Weight(NamedTuple):
+    """A const [K, N] that products read, packed into panels. rounded: to bfloat16, as is what it is multiplied with."""
+
+    const: str
+    k: int
+    n: int
+    rounded: bool
+
+    @property
+    def label(self) -> str:
+        return f"rounded {self.const}" if self.rounded else self.const
+
+
 @dataclass(frozen=True, slots=True)
 class Gather:
     """to[row, j] = table[index[row, j]], a table of so many `rows`. The index has one axis; it is cut to its bounds."""
@@ -167,8 +181,8 @@ class Program:
     buffers: dict[str, Buffer]
     ops: tuple[Op, ...]
     reverse: bool = False
-    weights: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Consts that products read, packed into panels: name -> (K, N)."""
+    weights: dict[str, Weight] = field(default_factory=dict)
+    """By label."""
     over: Literal["steps", "pairs"] = "steps"
 
     def __str__(self) -> str:

@@ -5,8 +5,10 @@ left is an item: an elementwise operator or a reduction (part of a pass over the
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+
+import torch
 
 from throughtime._errors import BackendError
 from throughtime.capture.graph import ROWS, Input, Node, Ref
@@ -14,7 +16,7 @@ from throughtime.loop.native.operators import ELEMENTWISE, REDUCTIONS, unfit
 from throughtime.loop.native.program import INDEX, Buffer, Immediate, is_whole
 from throughtime.loop.native.views import Features, View, contiguous, feature_shape, squeeze, view_through
 
-__all__ = ["SHAPE_OPERATORS", "Item", "Resolved", "Want", "same_elements"]
+__all__ = ["SHAPE_OPERATORS", "Item", "Resolved", "Want", "is_rounded", "same_elements"]
 
 SHAPE_OPERATORS = frozenset({"view", "permute", "expand", "slice", "flip", "windows"})
 
@@ -261,3 +263,19 @@ def same_elements(view: View, of: Item) -> bool:
     """Whether a view is all of an item's result, in order."""
     shape = squeeze(feature_shape(of.node.shape))
     return view.offset == 0 and view.is_whole and squeeze(view.shape) == shape
+
+
+def is_rounded(name: str, values: Mapping[str, Input | Node]) -> bool:
+    """Whether a value's elements are numbers of bfloat16: what a step computes in that dtype is kept in float32, and
+    only its explicit rounding rounds; what is computed once per call, PyTorch rounds.
+    """
+    value = values[name]
+    if value.dtype != torch.bfloat16:
+        return False
+    if ROWS not in value.shape:
+        return True
+    if isinstance(value, Input):
+        return value.kind in ("row_const", "xs")
+    if value.op in SHAPE_OPERATORS or value.op == "cat":
+        return all(is_rounded(operand, values) for operand in value.operands)
+    return value.op == "to_dtype"

@@ -1,8 +1,7 @@
 """A compiled program and a call's tensors -> the steps of a chunk, run on the threads."""
 
 import ctypes
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,9 +11,8 @@ from torch import Tensor
 from throughtime.capture.graph import Input
 from throughtime.loop.native.batch import Bound, Located
 from throughtime.loop.native.emit import PAIRS_AT_ONCE, arguments_of
-from throughtime.loop.native.gemm import packed_size
 from throughtime.loop.native.jit import CompiledModule
-from throughtime.loop.native.program import Buffer, Program
+from throughtime.loop.native.program import Buffer, Program, Weight
 from throughtime.loop.native.threads import FIRST_ARGUMENT, run_shares
 from throughtime.loop.noise import normal, uniform
 
@@ -73,17 +71,13 @@ class Walker:
             self.local[buffer.name] = self.bound.empty((self.room, buffer.width), dtype)
         return self.local[buffer.name]
 
-    def packed(self, name: str, k: int, n: int) -> Tensor:
+    def packed(self, weight: Weight) -> Tensor:
         """A weight in panels, packed once per call."""
         packed = self.bound.constants.packed
-        if name not in packed:
-            kernel = self.kernel
-            weight = self.bound.consts[name].detach().to(kernel.lowered.element)
-            out = self.bound.empty((packed_size(k, n, kernel.target, kernel.element),), weight.dtype)
-            pack = _packer(kernel.library, "f64" if weight.dtype == torch.float64 else "f32")
-            pack(k, n, weight.data_ptr(), weight.stride(0), weight.stride(1), out.data_ptr())
-            packed[name] = out
-        return packed[name]
+        if weight.label not in packed:
+            const = self.bound.consts[weight.const].detach()
+            packed[weight.label] = self.kernel.pack(weight, const, self.bound.empty)
+        return packed[weight.label]
 
     def _draw_noise(self, start: int, stop: int, local: Mapping[str, Located]) -> None:
         """The same numbers for a pair whenever they are drawn."""
@@ -138,8 +132,8 @@ class _Run:
                 self._point(name, walker.bound.empty((self._scratch_rows(), buffer.width), lowered.dtype(buffer)))
             elif buffer.kind == "row":
                 self._point(name, rows[name])
-        for name, (k, n) in self.program.weights.items():
-            self._point(f"packed {name}", walker.packed(name, k, n))
+        for label, weight in self.program.weights.items():
+            self._point(f"packed {label}", walker.packed(weight))
 
     def _scratch_rows(self) -> int:
         return PAIRS_AT_ONCE * self.batch.threads if self.program.over == "pairs" else len(self.batch.lengths)
@@ -166,9 +160,3 @@ class _Run:
 
     def _set(self, name: str, value: int) -> None:
         self.block[self.place[name]] = value
-
-
-@functools.cache
-def _packer(library: CompiledModule, suffix: str) -> Callable[..., None]:
-    sizes, pointer = ctypes.c_int64, ctypes.c_void_p
-    return library.function(f"pack_b_{suffix}", sizes, sizes, pointer, sizes, sizes, pointer)

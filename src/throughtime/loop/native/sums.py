@@ -55,7 +55,8 @@ def _outer(reduction: Reduction) -> OwnSum:
     places = zip(_both(reduction.operands), _both(reduction.widths), sizes)
     a, g = (Side(view, width, reduction.vectors, size) for view, width, size in places)
     turned = a.size > g.size
-    return OwnSum(reduction, Contraction(g, a) if turned else Contraction(a, g), turned)
+    sides = (g, a) if turned else (a, g)
+    return OwnSum(reduction, Contraction(*sides, reduction.rounded), turned)
 
 
 def _both(items: Sequence) -> tuple:

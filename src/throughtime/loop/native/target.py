@@ -3,6 +3,7 @@
 Always read from LLVM's view of the host, never from an environment variable; tests pass other targets.
 """
 
+import ctypes
 import functools
 import platform
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ __all__ = ["Target", "TileShape", "avx2_target", "avx512_target", "host_target",
 # LLVM keeps the last word on a feature, so switching one off also switches off what needs it.
 _WIDER_THAN_AVX2 = ("avx10.1", "avx10.2", "avx512f", "amx-tile")
 _AVX2 = ("sse4.2", "avx", "avx2", "fma", "f16c", "bmi", "bmi2", "lzcnt", "popcnt", "movbe")
+_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _TILE_DATA = 158, 0x1023, 18
 _AVX512 = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 
 
@@ -79,14 +81,22 @@ def make_target(triple: str, cpu: str, features: dict[str, bool]) -> Target:
         vector_registers=32 if has_avx512 else 16,
         fma=features.get("fma", False),
         has_avx512_bf16=has_avx512 and features.get("avx512bf16", False),
-        has_amx_bf16=features.get("amx-bf16", False) and platform.system() == "Linux",
+        has_amx_bf16=features.get("amx-tile", False) and features.get("amx-bf16", False),
     )
 
 
 @functools.cache
 def host_target() -> Target:
-    """The processor that this process runs on."""
-    return make_target(llvm.get_process_triple(), llvm.get_host_cpu_name(), dict(llvm.get_host_cpu_features()))
+    """The processor that this process runs on, with what the system permits of it."""
+    target = make_target(llvm.get_process_triple(), llvm.get_host_cpu_name(), dict(llvm.get_host_cpu_features()))
+    return replace(target, has_amx_bf16=target.has_amx_bf16 and _tiles_are_permitted())
+
+
+def _tiles_are_permitted() -> bool:
+    """Linux keeps room for a thread's tiles only in processes that have asked."""
+    if platform.system() != "Linux":
+        return False
+    return ctypes.CDLL(None).syscall(*map(ctypes.c_long, (_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _TILE_DATA))) == 0
 
 
 def avx2_target(triple: str = "x86_64-unknown-linux-gnu") -> Target:

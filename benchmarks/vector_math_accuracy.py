@@ -1,8 +1,8 @@
 """How accurate and how fast are our vector functions, beside PyTorch's in the same process?
 
-float: the largest error in units in the last place over every float32 (`pow`: over random pairs), against PyTorch's
-double. double: over random samples of several kinds, against mpmath. Speed: one thread, nanoseconds per element of an
-array that fits into the cache, medians of processor time of interleaved runs.
+float: the largest error in units in the last place over every float32 (`atan2`, `pow`: over random pairs), against
+PyTorch's double. double: over random samples of several kinds, against mpmath. Speed: one thread, nanoseconds per
+element of an array that fits into the cache, medians of processor time of interleaved runs.
 
     python benchmarks/vector_math_accuracy.py                       # everything; some minutes
     python benchmarks/vector_math_accuracy.py --stride 997 tanh exp # every 997th float, two functions
@@ -40,7 +40,8 @@ TORCH: dict[str, Callable[..., torch.Tensor]] = {
 REFERENCE = TORCH | {"softplus": lambda x: torch.logaddexp(x, torch.zeros((), dtype=x.dtype))}
 
 EXACT = {
-    name: getattr(mpmath, name) for name in ("cos", "erf", "exp", "expm1", "log", "log1p", "sin", "sqrt", "tanh")
+    name: getattr(mpmath, name)
+    for name in ("atan", "atan2", "cos", "erf", "erfc", "exp", "expm1", "log", "log1p", "sin", "sqrt", "tanh")
 } | {
     "pow": mpmath.power,
     "rsqrt": lambda x: 1 / mpmath.sqrt(x),
@@ -103,13 +104,13 @@ def float_error(ours: Lanes, reference: Lanes) -> Lanes:
 
 
 def float_inputs(name: str, stride: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """Every `stride`-th float32 in chunks, or pairs whose power is neither 0 nor infinite."""
-    if name == "pow":
+    """Every `stride`-th float32 in chunks, or pairs."""
+    if ARGUMENTS[name] == 2:
         random = np.random.default_rng(0)
         for _ in range(0, PAIRS // stride, CHUNK):
             x = np.exp2(random.uniform(-149, 128, CHUNK))
-            y = random.uniform(-1, 1, CHUNK) * 105 / np.abs(np.log(x))
-            yield x.astype(np.float32), y.astype(np.float32)
+            with np.errstate(over="ignore"):
+                yield x.astype(np.float32), second_argument(name, x, 105, random).astype(np.float32)
         return
     steps = np.arange(0, CHUNK * stride, stride, dtype=np.uint64).astype(np.uint32)
     for first in range(0, 1 << 32, CHUNK * stride):
@@ -117,12 +118,19 @@ def float_inputs(name: str, stride: int) -> Iterator[tuple[np.ndarray, ...]]:
         yield ((steps + np.uint32(first)).view(np.float32),)
 
 
+def second_argument(name: str, x: np.ndarray, logarithm: float, random: np.random.Generator) -> np.ndarray:
+    """An exponent whose power is neither 0 nor infinite, or an abscissa of the same order."""
+    if name == "pow":
+        return random.uniform(-1, 1, x.size) * logarithm / np.maximum(np.abs(np.log(x)), 1e-300)
+    return x * np.exp2(random.normal(0, 4, x.size)) * random.choice([-1, 1], x.size)
+
+
 def largest_float_error(name: str, stride: int) -> tuple[float, float]:
     """The largest error of our function, and the input where it is."""
     run, measure = compile_function(name, F32), compile_error()
     errors = np.empty(CHUNK)
     worst, place = 0.0, 0.0
-    chunks = max(1, (PAIRS if name == "pow" else 1 << 32) // (CHUNK * stride))
+    chunks = max(1, (PAIRS if ARGUMENTS[name] == 2 else 1 << 32) // (CHUNK * stride))
     for done, inputs in enumerate(float_inputs(name, stride)):
         show_progress(name, done, chunks)
         reference = REFERENCE[name](*(torch.from_numpy(x).double() for x in inputs))
@@ -146,15 +154,13 @@ def double_inputs(name: str, count: int) -> list[np.ndarray]:
     if name in ("sin", "cos"):
         kinds.append(np.exp2(random.uniform(0, 1023, count)))
         kinds.append(np.arange(1, count) * np.pi / 2)
-    if name in ("log", "sqrt", "rsqrt", "pow"):
+    if name in ("log", "sqrt", "rsqrt", "pow", "atan2"):
         kinds.append(np.exp2(random.uniform(-1074, 1023, count)))
         kinds = [np.abs(kind) for kind in kinds]
     x = np.concatenate(kinds)
     x = x[(x > -1) & (x != 0)] if name == "log1p" else x[x != 0]
     x = np.resize(x, -(-x.size // 16) * 16)
-    if name != "pow":
-        return [x]
-    return [x, random.uniform(-1, 1, x.size) * 740 / np.maximum(np.abs(np.log(x)), 1e-300)]
+    return [x] if ARGUMENTS[name] == 1 else [x, second_argument(name, x, 740, random)]
 
 
 def largest_double_error(name: str, count: int) -> float:

@@ -10,11 +10,12 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mpmath import cos, erf, erfc, expm1, log, lu_solve, matrix, mp, mpf, pi, sin, sqrt, tanh
+from mpmath import atan, cos, erf, erfc, exp, expm1, log, lu_solve, matrix, mp, mpf, pi, sin, sqrt, tanh
 
 mp.dps = 60
 GRID = 600
 ERF_SPLIT = "0.875"
+ERFC_MIDDLE = 4
 TANH_SPLIT = "0.55"
 
 Real = Callable[[mpf], mpf]
@@ -172,6 +173,24 @@ def erfc_exponent(name: str, coefficients: int, high: str, single: bool = False)
     return Fit(name, formula, target, weight, mpf(ERF_SPLIT), mpf(high), coefficients, single)
 
 
+def erfc_scaled(name: str, coefficients: int, high: str) -> Fit:
+    formula = f"(1 + 2*x)*exp(x*x)*erfc(x) = 1 + (1+t)*P(t), t = (x-{ERFC_MIDDLE})/(x+{ERFC_MIDDLE}), 0 <= x <= {high}"
+
+    def scaled(t: mpf) -> mpf:
+        x = ERFC_MIDDLE * (1 + t) / (1 - t)
+        return (1 + 2 * x) * exp(x * x) * erfc(x)
+
+    last = (mpf(high) - ERFC_MIDDLE) / (mpf(high) + ERFC_MIDDLE)
+    target: Real = lambda t: (scaled(t) - 1) / (1 + t)  # noqa: E731
+    return Fit(name, formula, target, lambda t: (1 + t) / scaled(t), mpf("1e-9") - 1, last, coefficients)
+
+
+def arctangent(name: str, coefficients: int) -> Fit:
+    formula = "atan(r) = r + r*r*r*P(r*r), |r| <= 1"
+    target: Real = lambda z: (atan(sqrt(z)) - sqrt(z)) / z ** mpf("1.5")  # noqa: E731
+    return Fit(name, formula, target, lambda z: z ** mpf("1.5") / atan(sqrt(z)), mpf("1e-9"), mpf(1), coefficients)
+
+
 FITS = (
     exponential("EXPONENTIAL_F32", 5, single=True),
     exponential("EXPONENTIAL_F32_IN_F64", 6),
@@ -189,6 +208,10 @@ FITS = (
     erf_near_zero("ERF_NEAR_ZERO_F64", 12),
     erfc_exponent("ERFC_EXPONENT_F32", 7, "4.0", single=True),
     erfc_exponent("ERFC_EXPONENT_F64", 18, "6.0"),
+    erfc_scaled("ERFC_SCALED_F32_IN_F64", 12, "10.5"),
+    erfc_scaled("ERFC_SCALED_F64", 22, "28.0"),
+    arctangent("ARCTANGENT_F32_IN_F64", 10),
+    arctangent("ARCTANGENT_F64", 20),
 )
 
 

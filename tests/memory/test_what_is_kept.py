@@ -56,3 +56,29 @@ def test_one_segment_is_held_at_a_time(memory: Any, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("throughtime.plan.memory.SEGMENT_BYTES", 1000)
     dynamic_rnn(CELL, torch.randn(3, 200, 3), memory=memory, backend="native")[0].sum().backward()
     assert held == [1] * 7
+
+
+@pytest.mark.parametrize(("memory", "rooms"), [(Recompute(32), [1]), (Spill(), [2, 2])], ids=str)
+def test_segments_share_room(memory: Any, rooms: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a pass, also where the backward pass begins with the shortest: one each, two beside a file."""
+    passes: list[list[tuple[int, ...]]] = []
+    room, begin = execute._Pass._room, execute._Pass.__init__
+
+    def beginning(self: Any, *given: Any) -> None:
+        passes.append([])
+        begin(self, *given)
+
+    def noting(self: Any, *given: Any) -> dict[str, Tensor]:
+        made = room(self, *given)
+        passes[-1].append(tuple(tensor.data_ptr() for tensor in made.values()))
+        held.append(made)
+        return made
+
+    held: list[dict[str, Tensor]] = []  # so that no address is another's later
+    monkeypatch.setattr(execute._Pass, "__init__", beginning)
+    monkeypatch.setattr(execute._Pass, "_room", noting)
+    monkeypatch.setattr("throughtime.plan.memory.SEGMENT_BYTES", 1000)
+    x = torch.randn(3, 200, 3)
+    dynamic_rnn(CELL, x, [200, 90, 10], memory=memory, backend="native")[0].sum().backward()
+    assert [len(found) for found in passes if found] == [7] * len(rooms)
+    assert [len(set(found)) for found in passes if found] == rooms

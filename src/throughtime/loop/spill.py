@@ -17,6 +17,8 @@ from throughtime._errors import SpillError
 
 __all__ = ["SpillFile", "StepFile"]
 
+Room = Callable[[], dict[str, Tensor]]
+
 
 @dataclass(frozen=True)
 class _Place:
@@ -46,18 +48,18 @@ class SpillFile:
         self._places[key] = places
         self._writing = self._worker.submit(self._file.write, places, dict(tensors))
 
-    def prefetch(self, key: object) -> None:
-        """Read ahead what was written under the key."""
+    def prefetch(self, key: object, room: Room | None = None) -> None:
+        """Read ahead what was written under the key, into the beginning of the tensors that `room` makes."""
         if key not in self._ahead:
             places = self._places[key]
             # Made by the caller's thread: memory that threads allocate for each other comes back late.
-            room = {name: torch.empty(place.shape, dtype=place.dtype) for name, place in places.items()}
-            self._ahead[key] = self._worker.submit(self._file.read, places, room)
+            made = room() if room else {name: torch.empty(p.shape, dtype=p.dtype) for name, p in places.items()}
+            self._ahead[key] = self._worker.submit(self._file.read, places, made)
 
-    def read(self, key: object) -> dict[str, Tensor]:
-        """What was written under the key."""
+    def read(self, key: object, room: Room | None = None) -> dict[str, Tensor]:
+        """What was written under the key; with `room`, at the beginning of its tensors."""
         self._wait()
-        self.prefetch(key)
+        self.prefetch(key, room)
         return self._ahead.pop(key).result()
 
     def _wait(self) -> None:
@@ -128,8 +130,9 @@ class _File:
             self._move(lambda part, at: os.pwrite(self.descriptor, part, at), tensor.contiguous(), places[name].offset)
 
     def read(self, places: dict[str, _Place], room: dict[str, Tensor]) -> dict[str, Tensor]:
-        for name, tensor in room.items():
-            self._move(lambda part, at: os.preadv(self.descriptor, [part], at), tensor, places[name].offset)
+        for name, place in places.items():
+            part_of_room = room[name].view(-1)[: place.shape.numel()]
+            self._move(lambda part, at: os.preadv(self.descriptor, [part], at), part_of_room, place.offset)
         return room
 
     def _move(self, some: Callable[[memoryview, int], int], tensor: Tensor, offset: int) -> None:

@@ -48,8 +48,8 @@ BLOCK = 32
 SEGMENT_PAIRS = 512
 """A shorter segment costs more in calls than it saves in memory."""
 MOST_MARKS = 4096
-SEGMENT_BYTES = 8 << 20
-"""Residuals that one write or read of a spill moves."""
+SEGMENT_BYTES = 4 << 20
+"""Residuals that one write or read of a spill moves: written while the cache still holds them."""
 OBJECT_BYTES = 2000
 """Of a segment, beside its arrays: what holds the tensors of its mark, and its lines of the schedule."""
 

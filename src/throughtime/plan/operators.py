@@ -16,6 +16,7 @@ VIEWS = frozenset({"view", "permute", "expand", "slice", "full", "constant", "pa
 """Cost nothing."""
 
 TRANSCENDENTAL = frozenset(
-    {"tanh", "sigmoid", "exp", "expm1", "log", "log1p", "log2", "erf", "sin", "cos", "tan", "pow", "atan2"}
+    {"tanh", "sigmoid", "exp", "expm1", "log", "log1p", "log2", "erf", "erfc", "sin", "cos", "tan", "pow"}
+    | {"asin", "acos", "atan", "atan2"}
 )
 DIVISIONS = frozenset({"div", "sqrt", "rsqrt", "reciprocal", "fmod", "remainder", "floor_divide", "trunc_divide"})

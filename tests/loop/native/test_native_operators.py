@@ -228,7 +228,7 @@ def test_products_of_one_number() -> None:
 
 # --- functions
 
-FUNCTIONS = ["sinh", "cosh", "asinh", "acosh", "atanh", "exp2"]
+FUNCTIONS = ["sinh", "cosh", "asinh", "acosh", "atanh", "exp2", "asin", "acos"]
 
 
 @both_types
@@ -237,12 +237,30 @@ def test_functions_made_of_others(dtype: torch.dtype) -> None:
     most = torch.finfo(dtype).max
     ends = torch.tensor([0.0, -0.0, 1.0, -1.0, float("inf"), -float("inf"), float("nan"), most, -most]).double()
     sizes = torch.logspace(-30, 4, 999, dtype=torch.float64)
-    x = torch.cat([ends, sizes, -sizes, torch.linspace(-90, 90, 999), 1 + sizes]).to(dtype).expand(1, 1, -1)
+    x = torch.cat([ends, sizes, -sizes, torch.linspace(-90, 90, 999), 1 + sizes, 1 - sizes]).to(dtype).expand(1, 1, -1)
     names = [getattr(torch, name) for name in FUNCTIONS]
     found, _ = dynamic_rnn(lambda x, h: ([f(x) for f in names], h), x, None, x[:, 0], backend="native")
     for name, got in zip(FUNCTIONS, found):
         want = getattr(torch, name)(x.double()).to(dtype)
         torch.testing.assert_close(got, want, rtol=16 * torch.finfo(dtype).eps, atol=0, equal_nan=True, msg=name)
+
+
+def angles(x: Tensor, h: Tensor) -> tuple[Nested, Tensor]:
+    h = torch.tanh(h + x)
+    found = {
+        "atan": torch.atan(3 * h),
+        "atan2": torch.atan2(h, x + h.flip(1)),
+        "asin": torch.asin(0.9 * h),
+        "acos": torch.acos(0.9 * h),
+        "erfc": torch.erfc(2 * h),
+        "normal": torch.special.ndtr(h),
+    }
+    return found, h
+
+
+@both_types
+def test_angles_and_the_error_function(dtype: torch.dtype) -> None:
+    check(angles, [], numbers(ROWS, STEPS, UNITS), dtype)
 
 
 def test_the_larger_one_and_the_hypotenuse() -> None:

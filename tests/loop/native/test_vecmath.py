@@ -30,11 +30,12 @@ NUMPY = {F32: np.float32, F64: np.float64}
 ELEMENTS = pytest.mark.parametrize("element", [F32, F64], ids=["float", "double"])
 
 # Of doubles, or to be called with doubles when floats are tested.
-REFERENCE = {name: getattr(torch, name) for name in FUNCTIONS if name not in ("pow", "softplus")} | {
+REFERENCE = {name: getattr(torch, name) for name in FUNCTIONS if name not in ("atan2", "pow", "softplus")} | {
     "softplus": lambda x: torch.logaddexp(x, torch.zeros((), dtype=x.dtype))
 }
 EXACT = {
-    name: getattr(mpmath, name) for name in ("cos", "erf", "exp", "expm1", "log", "log1p", "sin", "sqrt", "tanh")
+    name: getattr(mpmath, name)
+    for name in ("atan", "cos", "erf", "erfc", "exp", "expm1", "log", "log1p", "sin", "sqrt", "tanh")
 } | {
     "rsqrt": lambda x: 1 / mpmath.sqrt(x),
     "sigmoid": lambda x: 1 / (1 + mpmath.exp(-x)),
@@ -125,6 +126,8 @@ def _double_samples(name: str, count: int = 300) -> np.ndarray:
     kinds = [random.uniform(-width, width, count) for width in (1, 10, 50)]
     kinds.append(np.exp2(random.uniform(-60, 9.4, count)) * random.choice([-1, 1], count))
     kinds.append(np.exp2(random.uniform(-1074, -1000, count)))
+    if name == "erfc":
+        kinds.append(random.uniform(10, 27, count))
     if name in ("exp", "sigmoid", "softplus"):
         kinds.append(random.uniform(-746, -700, count))
     if name in ("sin", "cos"):
@@ -202,6 +205,34 @@ def _power_samples(count: int, low: int, high: int, logarithm: float) -> tuple[n
     random = np.random.default_rng(0)
     x = np.concatenate([np.exp2(random.uniform(low, high, count)), 1 + random.uniform(-0.01, 0.01, count)])
     return x, random.uniform(-1, 1, x.size) * logarithm / np.abs(np.log(x))
+
+
+@ELEMENTS
+def test_the_angle_has_the_special_cases_of_c(element: ir.Type) -> None:
+    numbers = _special(NUMPY[element])
+    y, x = (grid.ravel() for grid in np.meshgrid(numbers, numbers))
+    expected, ours = np.arctan2(y, x), _apply("atan2", y, x)
+    np.testing.assert_array_equal(np.isnan(ours), np.isnan(expected))
+    edges = ~np.isfinite(x) | ~np.isfinite(y) | (x == 0) | (y == 0)
+    np.testing.assert_array_equal(ours[edges], expected[edges])
+    real = ~np.isnan(ours)
+    np.testing.assert_array_equal(np.signbit(ours[real]), np.signbit(expected[real]))
+    np.testing.assert_array_max_ulp(ours[real], expected[real], maxulp=2)
+
+
+@ELEMENTS
+def test_angles_are_within_the_bound(element: ir.Type) -> None:
+    random = np.random.default_rng(0)
+    y = np.exp2(random.uniform(-100, 100, 2000)) * random.choice([-1, 1], 2000)
+    x = y * np.exp2(random.normal(0, 4, 2000)) * random.choice([-1, 1], 2000)
+    y, x = y.astype(NUMPY[element]), x.astype(NUMPY[element])
+    ours, bounds = _apply("atan2", y, x), ULP_BOUNDS["atan2"]
+    if element is F32:
+        assert _float_errors(ours, np.arctan2(y.astype(np.float64), x.astype(np.float64))).max() <= bounds[0]
+        return
+    with mpmath.workprec(200):
+        exact = [mpmath.atan2(float(a), float(b)) for a, b in zip(y, x)]
+        assert max(map(_double_error, ours, exact)) <= bounds[1]
 
 
 @ELEMENTS

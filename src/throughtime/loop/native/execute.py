@@ -53,12 +53,20 @@ class Kept:
 
 
 class _Pass:
-    """Steps forwards, with the state in place."""
+    """Steps forwards, with the state in place; and the room of their residuals, which goes from segment to segment.
 
-    def __init__(self, kernel: "NativeKernel", bound: Bound, state: State, kept: Kept, chunk: int) -> None:
+    Fresh memory costs a fault for every page.
+    """
+
+    def __init__(
+        self, kernel: "NativeKernel", bound: Bound, state: State, kept: Kept, chunk: int, actions: Sequence[Action]
+    ) -> None:
         self.kernel, self.bound, self.state, self.kept, self.chunk = kernel, bound, state, kept, chunk
         self.walkers: dict[str, Walker] = {}
+        held = (bound.batch.pairs_of(a.start, a.stop) for a in actions if a.keep or a.kind == "load")
+        self.most_pairs = max(held, default=0)
         self.spare: Residuals = {}
+        self.written: Residuals = {}
 
     def walker(self, direction: str) -> Walker:
         if direction not in self.walkers:
@@ -81,19 +89,44 @@ class _Pass:
         for start, stop in self._ranges(action):
             count = batch.pairs_of(start, stop)
             first = int(batch.offsets[start])
-            buffers = self._spare(count) if action.keep else {}
-            buffers = buffers or self.kernel.empty(direction, prefixes, count, self.bound.empty)
+            if action.keep:
+                buffers = self._room(prefixes)
+            else:
+                buffers = self.kernel.empty(direction, prefixes, count, self.bound.empty)
             residuals = {name: Located(tensor, first) for name, tensor in buffers.items()}
             if action.keep:
                 self.kept.residuals[start] = residuals
             for low, high in batch.windows(self.chunk, start, stop):
                 self.walker(direction).steps(low, high, {**residuals, **(ys or {})}, 0, {})
 
-    def _spare(self, count: int) -> dict[str, Tensor]:
-        """The room of the segment before, if it is enough: fresh memory costs a fault for every page."""
+    def save(self, action: Action) -> None:
+        """While a segment is written, the next one runs in the room of the one before."""
+        assert self.kept.spill is not None
+        residuals = self.kept.residuals.pop(action.start)
+        count = self.bound.batch.pairs_of(action.start, action.stop)
+        self.kept.spill.write(action.start, {name: located.tensor[:count] for name, located in residuals.items()})
+        self.spare, self.written = self.written, residuals
+
+    def load(self, action: Action, later: Sequence[Action]) -> None:
+        """Read a range, and begin to read the one that is next."""
+        spill = self.kept.spill
+        assert spill is not None
+        tensors = spill.read(action.start, self._room)
+        first = int(self.bound.batch.offsets[action.start])
+        self.kept.residuals[action.start] = {name: Located(tensor, first) for name, tensor in tensors.items()}
+        following = next((a for a in later if a.kind == "load"), None)
+        if following is not None:
+            spill.prefetch(following.start, self._room)
+
+    def free(self, action: Action) -> None:
+        self.spare = self.kept.residuals.pop(action.start)
+        del self.kept.marks[action.start]
+
+    def _room(self, prefixes: tuple[str, ...] = ("saved:", "trace:")) -> dict[str, Tensor]:
+        """For any segment of this pass: that of one that is done with, or fresh."""
         spare, self.spare = self.spare, {}
-        enough = all(len(located.tensor) >= count for located in spare.values())
-        return {name: located.tensor for name, located in spare.items()} if enough else {}
+        held = {name: located.tensor for name, located in spare.items()}
+        return held or self.kernel.empty("training", prefixes, self.most_pairs, self.bound.empty)
 
     def _ranges(self, action: Action) -> list[tuple[int, int]]:
         """Outputs that nobody keeps need room for a chunk only."""
@@ -137,7 +170,7 @@ def go_forward(
         return stepper.state, stepper.kept
     kept = Kept(kernel.empty("training", ("ys:",), batch.pairs))
     ys = {name: Located(tensor) for name, tensor in kept.ys.items()}
-    run = _Pass(kernel, bound, {name: leaf.clone() for name, leaf in carry.items()}, kept, chunk)
+    run = _Pass(kernel, bound, {name: leaf.clone() for name, leaf in carry.items()}, kept, chunk, schedule.forward)
     kept.marks[0] = carry
     if isinstance(schedule.policy, Spill):
         kept.spill = SpillFile(batch.pairs * kernel.residual_bytes, schedule.policy.directory)
@@ -147,14 +180,8 @@ def go_forward(
         elif action.kind == "run":
             run.run(action, ys)
         else:
-            _save(kept, action)
+            run.save(action)
     return run.state, kept
-
-
-def _save(kept: Kept, action: Action) -> None:
-    assert kept.spill is not None
-    residuals = kept.residuals.pop(action.start)
-    kept.spill.write(action.start, {name: located.tensor for name, located in residuals.items()})
 
 
 def go_back(
@@ -171,7 +198,7 @@ def go_back(
     located: cotangents of outputs and gradients of inputs, [N, ...]. rows: gradients of the state, in place.
     """
     carry = {name: torch.empty_like(leaf) for name, leaf in kept.marks[0].items()}
-    run = _Pass(kernel, bound, carry, kept, chunk)
+    run = _Pass(kernel, bound, carry, kept, chunk, schedule.backward)
     backward = _Backward(kernel, bound, kept, located, rows)
     for place, action in enumerate(schedule.backward):
         if action.kind == "restore":
@@ -181,25 +208,12 @@ def go_back(
         elif action.kind == "run":
             run.run(action, None)
         elif action.kind == "load":
-            _load(kept, action, bound, schedule.backward[place + 1 :])
+            run.load(action, schedule.backward[place + 1 :])
         elif action.kind == "back":
             backward.go(action.start, action.stop)
         else:
-            freed = kept.residuals.pop(action.start)
-            run.spare = freed if schedule.runs_again else {}
-            del kept.marks[action.start], freed
+            run.free(action)
     return backward.sums.totals
-
-
-def _load(kept: Kept, action: Action, bound: Bound, later: Sequence[Action]) -> None:
-    """Read a range, and begin to read the one that is next."""
-    assert kept.spill is not None
-    first = int(bound.batch.offsets[action.start])
-    tensors = kept.spill.read(action.start)
-    kept.residuals[action.start] = {name: Located(tensor, first) for name, tensor in tensors.items()}
-    following = next((a for a in later if a.kind == "load"), None)
-    if following is not None:
-        kept.spill.prefetch(following.start)
 
 
 class _Backward:

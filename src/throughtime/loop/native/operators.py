@@ -321,6 +321,20 @@ def _tan(e: Emitter, args: list[Value], node: Node) -> Value:
     return e.b.fdiv(vecmath.emit("sin", e.b, args[0]), vecmath.emit("cos", e.b, args[0]))
 
 
+def _across(e: Emitter, x: Value) -> Value:
+    """sqrt(1 - x^2), exact near 1 and -1."""
+    one = _full(x, 1.0)
+    return vecmath.emit("sqrt", e.b, e.b.fmul(e.b.fsub(one, x), e.b.fadd(one, x)))
+
+
+def _asin(e: Emitter, args: list[Value], node: Node) -> Value:
+    return vecmath.emit("atan2", e.b, args[0], _across(e, args[0]))
+
+
+def _acos(e: Emitter, args: list[Value], node: Node) -> Value:
+    return vecmath.emit("atan2", e.b, _across(e, args[0]), args[0])
+
+
 def _to_dtype(e: Emitter, args: list[Value], node: Node) -> Value:
     return _round_to_bfloat16(e, args[0]) if node.dtype == torch.bfloat16 else args[0]
 
@@ -344,9 +358,13 @@ def _copy(e: Emitter, args: list[Value], node: Node) -> Value:
 
 ELEMENTWISE: dict[str, Operator] = {
     "abs": Operator(_function("abs"), _whole_abs),
+    "acos": Operator(_acos),
     "acosh": Operator(_one(hyperbolic.acosh)),
     "add": Operator(_builder("fadd"), _builder("add")),
+    "asin": Operator(_asin),
     "asinh": Operator(_one(hyperbolic.asinh)),
+    "atan": Operator(_function("atan")),
+    "atan2": Operator(_function("atan2")),
     "atanh": Operator(_one(hyperbolic.atanh)),
     "bitwise_and": Operator(None, _builder("and_")),
     "bitwise_not": Operator(None, _whole_not),
@@ -359,6 +377,7 @@ ELEMENTWISE: dict[str, Operator] = {
     "div": Operator(_builder("fdiv")),
     "eq": _comparison("=="),
     "erf": Operator(_function("erf")),
+    "erfc": Operator(_function("erfc")),
     "exp": Operator(_function("exp")),
     "exp2": Operator(_exp2),
     "expm1": Operator(_function("expm1")),

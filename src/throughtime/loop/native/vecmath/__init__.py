@@ -10,7 +10,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from throughtime.loop.native.vecmath.error_function import erf
+from throughtime.loop.native.vecmath.arctangent import atan, atan2
+from throughtime.loop.native.vecmath.error_function import erf, erfc
 from throughtime.loop.native.vecmath.exponential import exp, expm1, sigmoid, tanh
 from throughtime.loop.native.vecmath.lanes import Lanes, format_of, intrinsic
 from throughtime.loop.native.vecmath.logarithm import log, log1p, softplus
@@ -49,22 +50,28 @@ INLINED: dict[str, Emit] = {
 }
 # Written once in a module and called: a call costs 0 to 10 % of the time of these, an inlined copy 5 to 7 ms.
 CALLED: dict[str, Emit] = {
+    "atan": atan,
+    "atan2": atan2,
     "cos": cos,
+    "erfc": erfc,
     "log1p": log1p,
     "pow": power,
     "sin": sin,
     "softplus": softplus,
 }
 FUNCTIONS: dict[str, Emit] = dict(sorted((INSTRUCTIONS | INLINED | CALLED).items()))
-ARGUMENTS: dict[str, int] = {name: 2 if name == "pow" else 1 for name in FUNCTIONS}
+ARGUMENTS: dict[str, int] = {name: 2 if name in ("atan2", "pow") else 1 for name in FUNCTIONS}
 
-# Units in the last place, of float and of double. The first is what every float32 gave (pow: 10**7 pairs), rounded up;
-# the second is above what random doubles gave (two million of most, ten thousand of erf and pow).
+# Units in the last place, of float and of double. The first is what every float32 gave (atan2, pow: 10**7 pairs),
+# rounded up; the second is above what random doubles gave (two million of most, ten thousand of atan2, erf, erfc and pow).
 ULP_BOUNDS: dict[str, tuple[float, float]] = {
     "abs": (0.0, 0.0),
+    "atan": (0.51, 1.5),
+    "atan2": (0.51, 1.6),
     "ceil": (0.0, 0.0),
     "cos": (0.51, 0.9),
     "erf": (0.99, 1.0),
+    "erfc": (0.51, 1.8),
     "exp": (1.05, 1.1),
     "expm1": (1.6, 1.9),
     "floor": (0.0, 0.0),

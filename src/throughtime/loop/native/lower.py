@@ -54,7 +54,7 @@ class Reduction:
     operands: tuple[View, ...]
     widths: tuple[int, ...]
     vectors: int
-    rounded: bool
+    rounded: bool = False
 
 
 def lower(plan: LoopPlan) -> Lowered:

@@ -138,7 +138,7 @@ class Wide(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear, self.gain_0, self.gain_1 = nn.Linear(3, 4), 1.0, 2.0
+        self.linear, self.gain_0, self.gain_1 = nn.Linear(3, 4), 1.0, 0.5
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         h = self.linear(x) + h
@@ -150,7 +150,7 @@ class Wide(nn.Module):
 def test_an_attribute_read_by_a_computed_name_counts() -> None:
     cell = Wide()
     go(cell)
-    cell.gain_1 = 3.0
+    cell.gain_1 = 0.75
     torch.testing.assert_close(go(cell)[0], dynamic_rnn(cell, X, backend="portable")[0])
 
 
@@ -175,7 +175,7 @@ def test_a_helper_of_pytorchs_that_gives_way_to_a_users_own(monkeypatch: pytest.
     """And back: what the name stood for at first is known again."""
     monkeypatch.setitem(globals(), "helper", torch.tanh)
     first = go(uses_helper, X, None, START)[0]
-    monkeypatch.setitem(globals(), "helper", lambda v: v * 10)
+    monkeypatch.setitem(globals(), "helper", lambda v: v * 0.5)
     want = dynamic_rnn(uses_helper, X, None, START, backend="portable")[0]
     torch.testing.assert_close(go(uses_helper, X, None, START)[0], want)
     monkeypatch.setitem(globals(), "helper", torch.tanh)

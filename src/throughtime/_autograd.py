@@ -1,6 +1,6 @@
 """The autograd Function of a compiled loop: save, run two kernels, nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,10 +34,10 @@ class NativeCall:
     source: Source | None = None
     constants: Constants | None = None
 
-    def bind(self, flat: Sequence[Tensor]) -> Bound:
-        """Who asks for little memory has none kept."""
+    def bind(self, flat: Sequence[Tensor], made: Mapping[str, Tensor] | None = None) -> Bound:
+        """made: what an earlier pass of the call made of its constants. Who asks for little memory has none kept."""
         consts, rows, xs, _ = self.split(flat)
-        constants = self.constants or self.kernel.constants(consts)
+        constants = self.constants or (self.kernel.constants(consts) if made is None else Constants(made))
         empty = room.empty if isinstance(self.memory, SaveAll) else fresh
         return self.kernel.bind(self.batch, constants, rows, xs, self.seed, self.user_rows, empty, self.source)
 
@@ -64,7 +64,9 @@ class _Loop(torch.autograd.Function):
     def forward(ctx: Any, call: NativeCall, *flat: Tensor) -> tuple[Tensor, ...]:
         kernel = call.kernel
         schedule = kernel.schedule(call.memory, call.batch, call.chunk)
-        ys, final, kept = kernel.forward(call.bind(flat), call.split(flat)[3], call.chunk, schedule)
+        bound = call.bind(flat)
+        ys, final, kept = kernel.forward(bound, call.split(flat)[3], call.chunk, schedule)
+        ctx.made = bound.consts if isinstance(call.memory, SaveAll) else None
         ctx.call, ctx.schedule, ctx.kept = call, schedule, kept.without_tensors()
         outputs = [] if schedule.runs_again else [kept.ys[name] for name in kernel.outputs_read]
         ctx.save_for_backward(*flat, *outputs, *kept.tensors())
@@ -88,7 +90,7 @@ class _Loop(torch.autograd.Function):
         outputs, tensors = _cut(rest, len(read))
         kept = ctx.kept.with_tensors(dict(zip(read, outputs)), tensors)
         d_ys, d_final = _cut(incoming, len(kernel.plan.ys))
-        found = kernel.backward(call.bind(flat), kept, ctx.schedule, d_ys, d_final, call.chunk)
+        found = kernel.backward(call.bind(flat, ctx.made), kept, ctx.schedule, d_ys, d_final, call.chunk)
         gradients = [*found["consts"], *found["row_consts"], *found["xs"][: call.sizes[2]], *found["carry"]]
         if torch.is_grad_enabled():
             depends_on = [*flat, *(d for d in incoming if d is not None)]

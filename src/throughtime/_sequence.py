@@ -228,9 +228,10 @@ def _reorder(mask: Ragged, like: Ragged) -> Tensor:
 
 def sort_lengths(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Longest first, equal ones in the user's order; None where nothing moves."""
+    if (lengths[1:] <= lengths[:-1]).all():
+        return lengths, None
     order = np.argsort(-lengths, kind="stable")
-    moved = not np.array_equal(order, np.arange(len(order)))
-    return lengths[order], order if moved else None
+    return lengths[order], order
 
 
 def _pairs(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

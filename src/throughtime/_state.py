@@ -120,7 +120,7 @@ def fit_state(given: Nested, like: Nested | None, batch_size: int, name: str, *,
                 f"axis: {path} must be [{batch_size}, ...], got {_word(leaf)}. "
                 f"Expand a start that all rows share, for example with tensor.expand({batch_size}, ...)."
             )
-    if like is None:
+    if like is None or like is given:
         return given
     if not same_structure(given, like):
         raise StateError(

@@ -145,8 +145,30 @@ def running(x: Any, h: Tensor, w: Tensor) -> tuple[Nested, Tensor]:
     return found, h
 
 
+def in_order(x: Any, h: Tensor, w: Tensor) -> tuple[Nested, Tensor]:
+    real, _, four, _ = x
+    h = torch.tanh(h + real)
+    wide, square = h @ w, h.unsqueeze(-1) * (h @ w).unsqueeze(1)
+    found = {
+        "sorted": wide.sort(1),
+        "sorted back": square.sort(1, descending=True),
+        "whole numbers": four.sort(1)[0],
+        "truths": torch.sort(wide > 0, dim=1, stable=True),
+        "places": wide.gather(1, wide.argsort(1)[:, 1:3]),
+        "largest": wide.topk(2, 1),
+        "largest of many": (2 * wide).repeat(1, 40).add(torch.arange(280, dtype=h.dtype) / 100).topk(8, 1),
+        "most": square.topk(5, 2),
+        "smallest": wide.topk(3, 1, largest=False),
+        "largest whole number": four.topk(1, 1)[0],
+        "of a rank": square.kthvalue(3, 2, keepdim=True),
+        "middle": (wide.median(1), h.median(1, keepdim=True)),
+        "middle of whole numbers": four.median(1)[0],
+    }
+    return found, h
+
+
 @both_types
-@pytest.mark.parametrize("step", [lookups, writes, running], ids=lambda step: step.__name__)
+@pytest.mark.parametrize("step", [lookups, writes, running, in_order], ids=lambda step: step.__name__)
 def test_entries_by_number(step: Step, dtype: torch.dtype) -> None:
     whole = (ids(CLASSES, ROWS, STEPS), ids(CLASSES, ROWS, STEPS, 4), ids(UNITS, ROWS, STEPS, UNITS, CLASSES))
     check(step, [numbers(UNITS, CLASSES)], (numbers(ROWS, STEPS, UNITS), *whole), dtype)
@@ -157,6 +179,29 @@ def test_a_running_sum_keeps_infinities_behind_it() -> None:
     x[0, 1, 4], x[0, 1, 6] = float("inf"), float("nan")
     found, _ = dynamic_rnn(lambda x, h: (x.cumsum(1), h), x, None, x[:, 0], backend="native")
     torch.testing.assert_close(found, x.cumsum(2), equal_nan=True)
+
+
+@pytest.mark.parametrize("order", ["sort", "sort back", "topk", "smallest", "median"])
+def test_infinities_and_nan_have_their_place_in_an_order(order: str) -> None:
+    """NaN is the largest. What is taken already is not taken again where only minus infinities are left."""
+    x = torch.tensor([0.0, -0.0, 1.0, -1.0] + [float("inf"), -float("inf"), float("nan")] * 2, dtype=torch.float64)
+    x = torch.stack([x, x.flip(0), x.nan_to_num(0.5), torch.full_like(x, -float("inf"))]).unsqueeze(1)
+    steps: dict[str, Callable[[Tensor], Any]] = {
+        "sort": lambda x: x.sort(dim=1, stable=True),
+        "sort back": lambda x: x.sort(dim=1, stable=True, descending=True),
+        "topk": lambda x: x.topk(5, 1)[0],
+        "smallest": lambda x: x.topk(7, 1, largest=False)[0],
+        "median": lambda x: x.median(1)[0],
+    }
+    found, want = (
+        dynamic_rnn(lambda x, h: (steps[order](x), h), x, None, x[:, 0], backend=backend)[0]
+        for backend in ("native", "portable")
+    )
+    for got, expected in zip(leaves(found), leaves(want), strict=True):
+        torch.testing.assert_close(got, expected, equal_nan=True)
+    if order == "topk":
+        places, _ = dynamic_rnn(lambda x, h: (x.topk(5, 1)[1], h), x, None, x[:, 0], backend="native")
+        assert places[3, 0].tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("wrong", [-1, CLASSES])

@@ -90,45 +90,6 @@ def _cumulative_extreme(v: Values, call: Call, x: Value, dim: int) -> list[Value
     return _both(v, call, x, dim=axis)
 
 
-@rule("sort")
-def _sort(v: Values, call: Call, x: Value, *args: Any, **kwargs: Any) -> list[Value]:
-    options = {**dict(zip(_names(call), args)), **kwargs}
-    axis = v.feature_axis(x, options.get("dim", -1), "sorts the rows")
-    return _both(v, call, x, dim=axis, descending=options.get("descending", False))
-
-
-def _names(call: Call) -> list[str]:
-    return [a.name for a in call.operator._schema.arguments[1:]]
-
-
-@rule("topk")
-def _topk(v: Values, call: Call, x: Value, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
-    axis = v.feature_axis(x, dim, "takes the largest of the rows")
-    return _both(v, call, x, k=k, dim=axis, largest=largest, sorted=sorted)
-
-
-@rule("median", "mode")
-def _middle(v: Values, call: Call, x: Value, dim: int | None = None, keepdim: bool = False) -> Any:
-    if isinstance(call.result, torch.Tensor):
-        return _pairs(v, call, [call.result], v.view(x, (_count(x),)), 0, False)[0]
-    return _pairs(v, call, call.result, x, -1 if dim is None else dim, keepdim)
-
-
-@rule("kthvalue")
-def _kth(v: Values, call: Call, x: Value, k: int, dim: int = -1, keepdim: bool = False) -> list[Value]:
-    return _pairs(v, call, call.result, x, dim, keepdim, k=k)
-
-
-def _pairs(v: Values, call: Call, made: Any, x: Value, dim: int, keepdim: bool, **attributes: Any) -> list[Value]:
-    """A value and its index along one axis."""
-    axis = v.feature_axis(x, dim, "compares the rows")
-    place = x.place
-    if place is not None and not keepdim:
-        place = Place(place.axis - (dim % len(x.sizes) < place.axis), place.before, place.after)
-    attributes |= {"dim": axis, "keepdim": keepdim}
-    return [v.emit(call.name, (x.ref,), r.shape, place, r.dtype, **attributes, output=i) for i, r in enumerate(made)]
-
-
 def _both(v: Values, call: Call, x: Value, **attributes: Any) -> list[Value]:
     """Values and indices."""
     return [

@@ -77,7 +77,8 @@ class Batch:
     @cached_property
     def row_counts(self) -> np.ndarray:
         """The numbers of rows that steps have, each once."""
-        return self.active[np.diff(self.active, append=0) != 0]
+        last = self.active[-1:]
+        return np.concatenate((self.active[:-1][self.active[1:] != self.active[:-1]], last))
 
     def most_pairs(self, chunk: int, few: bool | None = None, within: int | None = None) -> int:
         """The most pairs of a window: of those with few rows, or with many; in ranges of so many steps."""

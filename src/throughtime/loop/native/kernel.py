@@ -1,7 +1,6 @@
 """Lowered plan -> machine code, and one call of it: chunk by chunk forwards, block by block backwards."""
 
 import ctypes
-import functools
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from llvmlite import ir
 from torch import Tensor
 
 from throughtime.capture.graph import ROWS
@@ -26,6 +26,7 @@ from throughtime.loop.native.jit import CompiledModule, compile_module
 from throughtime.loop.native.lower import Lowered, lower
 from throughtime.loop.native.program import Buffer, Program, Weight
 from throughtime.loop.native.room import Empty, fresh
+from throughtime.loop.native.run import Code, Layout
 from throughtime.loop.native.sums import own_sums
 from throughtime.loop.native.target import Target, host_target
 from throughtime.loop.native.tiles import full_name
@@ -48,7 +49,9 @@ class NativeKernel:
         self.libraries = [products_library(self.target, self.element)]
         if self.rounds and self.target.has_amx_bf16:
             self.libraries.append(amx_library(self.target))
-        self._code: dict[tuple[str, int | None], CompiledModule] = {}
+        self._code: dict[tuple[str, int | None], Code] = {}
+        self._contractions: dict[str, CompiledModule] = {}
+        self._buffers: dict[str, dict[str, Buffer]] = {}
         self._lock = threading.Lock()
         self.lookups = find_lookups(plan)
         self.own_sums = {"pairs": own_sums(self.lowered.reductions), "rows": own_sums(self.lowered.row_reductions)}
@@ -125,7 +128,7 @@ class NativeKernel:
 
     def final(self, state: Mapping[str, Tensor], carry: Sequence[Tensor]) -> list[Tensor]:
         """With the shapes and dtypes of `carry`."""
-        return [state[f"carry:{i}"].view(leaf.shape).to(leaf.dtype) for i, leaf in enumerate(carry)]
+        return [_like(state[f"carry:{i}"], leaf) for i, leaf in enumerate(carry)]
 
     def backward(
         self,
@@ -140,7 +143,7 @@ class NativeKernel:
         batch = bound.batch
         rows = len(batch.lengths)
         carries = [(c, d) for c, d in zip(self.plan.of_kind("carry"), d_final) if c.dtype.is_floating_point]
-        state = {f"d_carry:{k}": self._cotangent(d, c.name, rows).clone() for k, (c, d) in enumerate(carries)}
+        state = {f"d_carry:{k}": self._cotangent(d, c.name, rows, own=True) for k, (c, d) in enumerate(carries)}
         sums = {name: tensor.zero_() for name, tensor in self.empty("backward", ("row_sums:",), rows).items()}
         d_xs = self.empty("backward", ("d_xs:",), batch.pairs)
         outputs = zip(d_ys, self.plan.ys, strict=True)
@@ -186,23 +189,27 @@ class NativeKernel:
         """Entries of numbers of the kernel's type; whole numbers, which look up tables, are int64."""
         integer = not tensor.dtype.is_floating_point and tensor.dtype != torch.bool
         wanted = torch.int64 if integer else self.lowered.element
-        return tensor.detach().reshape(len(tensor), math.prod(tensor.shape[1:])).to(wanted).contiguous()
+        if tensor.dim() != 2:
+            tensor = tensor.reshape(tensor.shape[0], math.prod(tensor.shape[1:]))
+        return tensor.detach().to(wanted).contiguous()
 
-    def _cotangent(self, given: Tensor | None, of: str, count: int) -> Tensor:
-        """Of the value `of`."""
+    def _cotangent(self, given: Tensor | None, of: str, count: int, own: bool = False) -> Tensor:
+        """Of the value `of`; one's own may be written on."""
         if given is not None:
-            return self._as_numbers(given)
+            return self._as_numbers(given).clone() if own else self._as_numbers(given)
         return torch.zeros(count, math.prod(feature_shape(self.plan.shape_of(of))), dtype=self.lowered.element)
 
     def buffers(self, direction: str) -> dict[str, Buffer]:
         """Every buffer that any form of the direction uses."""
-        programs = (self.program(direction), *self.lowered.staged.get(direction, ()))
-        return {name: buffer for program in programs for name, buffer in program.buffers.items()}
+        if direction not in self._buffers:
+            programs = (self.program(direction), *self.lowered.staged.get(direction, ()))
+            self._buffers[direction] = {name: b for program in programs for name, b in program.buffers.items()}
+        return self._buffers[direction]
 
     def empty(self, direction: str, prefixes: tuple[str, ...], count: int, new: Empty = fresh) -> dict[str, Tensor]:
         """Buffers of a direction with `count` entries each."""
-        wanted = {name: b for name, b in self.buffers(direction).items() if name.startswith(prefixes)}
-        return {name: new((count, b.width), self.lowered.dtype(b)) for name, b in wanted.items()}
+        wanted = ((name, b) for name, b in self.buffers(direction).items() if name.startswith(prefixes))
+        return {name: new((count, b.width), self.lowered.dtype(b)) for name, b in wanted}
 
     @cached_property
     def traces(self) -> dict[int, str]:
@@ -234,7 +241,8 @@ class NativeKernel:
         return self._shaped(flat, name).to(self.lowered.element if dtype.is_floating_point else dtype)
 
     def _shaped(self, flat: Tensor, name: str) -> Tensor:
-        return flat.view(len(flat), *feature_shape(self.plan.values[name].shape))
+        features = feature_shape(self.plan.values[name].shape)
+        return flat if len(features) == 1 else flat.view(flat.shape[0], *features)
 
     def contraction_scratch(self, over: str) -> int:
         """Numbers that each thread needs for the sums over pairs, or over rows."""
@@ -251,16 +259,26 @@ class NativeKernel:
     def pack(self, weight: Weight, const: Tensor, empty: Empty) -> Tensor:
         """A const in panels."""
         const = const.to(self.lowered.element)
-        if 1 not in const.stride():
-            const = const.contiguous()
+        strides = const.stride()
+        if 1 not in strides:
+            const, strides = const.contiguous(), (weight.n, 1)
         out = empty((self.packed_size(weight),), const.dtype)
-        name = full_name("amx_pack_b" if self._is_on_tiles(weight) else "pack_b", self.element)
-        pack = _packer(next(library for library in self.libraries if name in library.names), name)
-        pack(weight.k, weight.n, const.data_ptr(), *const.stride(), out.data_ptr())
+        pack = self._packers[self._is_on_tiles(weight)]
+        pack(weight.k, weight.n, const.data_ptr(), *strides, out.data_ptr())
         return out
 
     def _is_on_tiles(self, weight: Weight) -> bool:
         return weight.rounded and self.target.has_amx_bf16
+
+    @cached_property
+    def _packers(self) -> list[Callable[..., None]]:
+        """`pack_b` and, for tiles, `amx_pack_b`."""
+        size, pointer = ctypes.c_int64, ctypes.c_void_p
+        names = [full_name(name, self.element) for name in ("pack_b", "amx_pack_b")]
+        return [
+            library.function(name, size, size, pointer, size, size, pointer)
+            for library, name in zip(self.libraries, names)
+        ]
 
     # --- code
 
@@ -283,7 +301,7 @@ class NativeKernel:
         assert program is not None, "who asks for gradients has been refused a step without them"
         return program
 
-    def code(self, direction: str, form: int | None = None) -> CompiledModule:
+    def code(self, direction: str, form: int | None = None) -> Code:
         """The machine code of a direction: whole (None), or one of its two programs for few rows."""
         key = (direction, form)
         with self._lock:  # two threads would compile it twice, and one would lose the code that it runs
@@ -291,17 +309,24 @@ class NativeKernel:
                 self._code[key] = self._compile(direction, form)
             return self._code[key]
 
-    def _compile(self, direction: str, form: int | None) -> CompiledModule:
-        if direction.startswith("contractions of "):
-            contractions = [own.contraction for own in self.own_sums[direction.removeprefix("contractions of ")]]
-            module = emit_contractions(contractions, self.element, self.target, "worker")
-        else:
-            program = self.program(direction) if form is None else self.lowered.staged[direction][form]
-            module = emit_program(program, self.element, self.target, "worker")
+    def _compile(self, direction: str, form: int | None) -> Code:
+        program = self.program(direction) if form is None else self.lowered.staged[direction][form]
+        module = self._compiled(emit_program(program, self.element, self.target, "worker"))
+        return Code(module, module.address("worker"), Layout.of(program, self.lowered.dtype))
+
+    def contractions(self, over: str) -> int:
+        """The worker of the sums over pairs, or over rows."""
+        with self._lock:
+            if over not in self._contractions:
+                contractions = [own.contraction for own in self.own_sums[over]]
+                module = emit_contractions(contractions, self.element, self.target, "worker")
+                self._contractions[over] = self._compiled(module)
+            return self._contractions[over].address("worker")
+
+    def _compiled(self, module: ir.Module) -> CompiledModule:
         return compile_module(module, self.target, self.libraries)
 
 
-@functools.cache
-def _packer(library: CompiledModule, name: str) -> Callable[..., None]:
-    sizes, pointer = ctypes.c_int64, ctypes.c_void_p
-    return library.function(name, sizes, sizes, pointer, sizes, sizes, pointer)
+def _like(flat: Tensor, leaf: Tensor) -> Tensor:
+    shaped = flat if leaf.dim() == 2 else flat.view(leaf.shape)
+    return shaped.to(leaf.dtype)

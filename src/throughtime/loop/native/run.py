@@ -1,8 +1,10 @@
 """A compiled program and a call's tensors -> the steps of a chunk, run on the threads."""
 
 import ctypes
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +21,55 @@ from throughtime.loop.noise import normal, uniform
 if TYPE_CHECKING:
     from throughtime.loop.native.kernel import NativeKernel
 
-__all__ = ["Walker"]
+__all__ = ["Code", "Layout", "Walker"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A program's block of arguments: what stands where in it. The same for all calls.
+
+    by_pair, previous (of their initial states), rows: name, place. consts: name, dtype, place. scratch: width, dtype,
+    place. weights: each with its place. local: name, width, dtype of the buffers of a chunk.
+    """
+
+    size: int
+    over_pairs: bool
+    place: dict[str, int]
+    by_pair: tuple[tuple[str, int], ...]
+    previous: tuple[tuple[str, int], ...]
+    rows: tuple[tuple[str, int], ...]
+    consts: tuple[tuple[str, torch.dtype, int], ...]
+    scratch: tuple[tuple[int, torch.dtype, int], ...]
+    weights: tuple[tuple[Weight, int], ...]
+    local: tuple[tuple[str, int, torch.dtype], ...]
+
+    @classmethod
+    def of(cls, program: Program, dtype_of: Callable[[Buffer], torch.dtype]) -> "Layout":
+        place = {name: FIRST_ARGUMENT + i for i, name in enumerate(arguments_of(program))}
+
+        def of_kind(*kinds: str) -> list[tuple[str, Buffer]]:
+            return [(name, b) for name, b in program.buffers.items() if b.kind in kinds]
+
+        return cls(
+            FIRST_ARGUMENT + len(place),
+            program.over == "pairs",
+            place,
+            tuple((name, place[name]) for name, _ in of_kind("pair", "previous")),
+            tuple((name, place[f"initial {name}"]) for name, _ in of_kind("previous")),
+            tuple((name, place[name]) for name, _ in of_kind("row")),
+            tuple((name.removeprefix("const:"), dtype_of(b), place[name]) for name, b in of_kind("const")),
+            tuple((b.width, dtype_of(b), place[name]) for name, b in of_kind("block")),
+            tuple((weight, place[f"packed {label}"]) for label, weight in program.weights.items()),
+            tuple((name, b.width, dtype_of(b)) for name, b in program.buffers.items() if b.local),
+        )
+
+
+class Code(NamedTuple):
+    """A program in machine code: its worker's address, and how the worker is called."""
+
+    module: CompiledModule
+    worker: int
+    layout: Layout
 
 
 class Walker:
@@ -31,8 +81,7 @@ class Walker:
     def __init__(
         self, kernel: "NativeKernel", direction: str, bound: Bound, rows: Mapping[str, Tensor], chunk: int
     ) -> None:
-        self.kernel, self.direction, self.bound, self.rows = kernel, direction, bound, rows
-        self.room = bound.batch.most_pairs(chunk)
+        self.kernel, self.direction, self.bound, self.rows, self.chunk = kernel, direction, bound, rows, chunk
         self.local: dict[str, Tensor] = {}
         self._runs: dict[int | None, _Run] = {}
 
@@ -46,30 +95,32 @@ class Walker:
         low = int(self.bound.batch.offsets[start])
         form = self._form(start)
         local = dict(self.bound.inputs(start, stop))
-        local |= {name: Located(self._room_of(b), low) for run in form for name, b in run.local.items()}
+        for run in form:
+            for name, width, dtype in run.layout.local:
+                local[name] = Located(self._room_of(name, width, dtype), low)
         self._draw_noise(start, stop, local)
         for run in form:
             run.steps(start, stop, {**pairs, **local}, first, initial)
         return local
 
     def _form(self, start: int) -> list["_Run"]:
-        batch = self.bound.batch
-        staged = self.kernel.lowered.staged.get(self.direction)
-        if staged is None or not batch.has_few_rows(start):
-            return [self._run(None, self.kernel.program(self.direction))]
-        return [self._run(i, program) for i, program in enumerate(staged)]
+        few = self.direction in self.kernel.lowered.staged and self.bound.batch.has_few_rows(start)
+        return [self._run(form) for form in ((0, 1) if few else (None,))]
 
-    def _run(self, form: int | None, program: Program) -> "_Run":
+    def _run(self, form: int | None) -> "_Run":
         if form not in self._runs:
-            self._runs[form] = _Run(self, program, self.kernel.code(self.direction, form))
+            self._runs[form] = _Run(self, self.kernel.code(self.direction, form))
         return self._runs[form]
 
-    def _room_of(self, buffer: Buffer) -> Tensor:
+    def _room_of(self, name: str, width: int, dtype: torch.dtype) -> Tensor:
         """With room for any steps that may come, so that none is made anew while the one before is in use."""
-        if buffer.name not in self.local:
-            dtype = self.kernel.lowered.dtype(buffer)
-            self.local[buffer.name] = self.bound.empty((self.room, buffer.width), dtype)
-        return self.local[buffer.name]
+        if name not in self.local:
+            self.local[name] = self.bound.empty((self._most_pairs, width), dtype)
+        return self.local[name]
+
+    @cached_property
+    def _most_pairs(self) -> int:
+        return self.bound.batch.most_pairs(self.chunk)
 
     def packed(self, weight: Weight) -> Tensor:
         """A weight in panels, packed once per call."""
@@ -104,59 +155,45 @@ def _operator(noise: Input) -> int:
 class _Run:
     """One program's block of arguments."""
 
-    def __init__(self, walker: Walker, program: Program, code: CompiledModule) -> None:
-        self.program, self.batch = program, walker.bound.batch
-        self.worker = code.address("worker")
-        names = arguments_of(program)
-        self.block = (ctypes.c_int64 * (FIRST_ARGUMENT + len(names)))()
-        self.place = {name: FIRST_ARGUMENT + i for i, name in enumerate(names)}
+    def __init__(self, walker: Walker, code: "Code") -> None:
+        self.layout, self.batch, self.worker = code.layout, walker.bound.batch, code.worker
         self.bounds = (ctypes.c_int64 * (self.batch.threads + 1))()
         self.alive: list[object] = [code]
-        self.by_pair = [name for name, b in program.buffers.items() if b.kind in ("pair", "previous")]
-        self.previous = [name for name, b in program.buffers.items() if b.kind == "previous"]
-        self.local = {name: b for name, b in program.buffers.items() if b.local}
-        self._bind(walker)
+        self.block = self._bind(walker)
 
-    def _bind(self, walker: Walker) -> None:
+    def _bind(self, walker: Walker) -> ctypes.Array:
         """What stays where it is for the whole call. The walker holds its runs, so they must not hold the walker."""
-        lowered = walker.kernel.lowered
-        self._set("bounds", ctypes.addressof(self.bounds))
-        self._set("active", self.batch.active.ctypes.data)
-        self._set("offsets", self.batch.offsets.ctypes.data)
-        rows = {**walker.bound.row_consts, **walker.rows}
-        for name, buffer in self.program.buffers.items():
-            if buffer.kind == "const":
-                const = walker.bound.consts[name.removeprefix("const:")].detach()
-                self._point(name, const.to(lowered.dtype(buffer)).contiguous())
-            elif buffer.kind == "block":
-                self._point(name, walker.bound.empty((self._scratch_rows(), buffer.width), lowered.dtype(buffer)))
-            elif buffer.kind == "row":
-                self._point(name, rows[name])
-        for label, weight in self.program.weights.items():
-            self._point(f"packed {label}", walker.packed(weight))
+        layout, bound, batch = self.layout, walker.bound, self.batch
+        block, place = [0] * layout.size, layout.place
+        block[place["bounds"]] = ctypes.addressof(self.bounds)
+        block[place["active"]], block[place["offsets"]] = batch.active.ctypes.data, batch.offsets.ctypes.data
+        tensors = [(at, self._row(walker, name)) for name, at in layout.rows]
+        tensors += [(at, bound.consts[name].to(dtype).contiguous()) for name, dtype, at in layout.consts]
+        if layout.scratch:
+            rows = PAIRS_AT_ONCE * batch.threads if layout.over_pairs else len(batch.lengths)
+            tensors += [(at, bound.empty((rows, width), dtype)) for width, dtype, at in layout.scratch]
+        tensors += [(at, walker.packed(weight)) for weight, at in layout.weights]
+        for at, tensor in tensors:
+            block[at] = tensor.data_ptr()
+        self.alive += tensors
+        return (ctypes.c_int64 * layout.size)(*block)
 
-    def _scratch_rows(self) -> int:
-        return PAIRS_AT_ONCE * self.batch.threads if self.program.over == "pairs" else len(self.batch.lengths)
+    @staticmethod
+    def _row(walker: Walker, name: str) -> Tensor:
+        return walker.rows[name] if name in walker.rows else walker.bound.row_consts[name]
 
     def steps(
         self, start: int, stop: int, pairs: Mapping[str, Located], first: int, initial: Mapping[str, Tensor]
     ) -> None:
-        over_pairs = self.program.over == "pairs"
-        bounds = (self.batch.pair_shares if over_pairs else self.batch.shares)(start, stop)
-        for name in self.by_pair:
-            self._set(name, pairs[name].pointer_to(0))
-        for name in self.previous:
-            self._set(f"initial {name}", initial[name].data_ptr())
-        for name, value in (("start", start), ("stop", stop), ("first", first)):
-            self._set(name, value)
+        layout, block = self.layout, self.block
+        bounds = (self.batch.pair_shares if layout.over_pairs else self.batch.shares)(start, stop)
+        for name, at in layout.by_pair:
+            block[at] = pairs[name].pointer_to(0)
+        for name, at in layout.previous:
+            block[at] = initial[name].data_ptr()
+        place = layout.place
+        block[place["start"]], block[place["stop"]], block[place["first"]] = start, stop, first
         shares = len(bounds) - 1
         self.bounds[: shares + 1] = bounds
-        self.block[0], self.block[1] = 0, shares
-        run_shares(self.worker, ctypes.addressof(self.block), shares)
-
-    def _point(self, name: str, tensor: Tensor) -> None:
-        self.alive.append(tensor)
-        self._set(name, tensor.data_ptr())
-
-    def _set(self, name: str, value: int) -> None:
-        self.block[self.place[name]] = value
+        block[0], block[1] = 0, shares
+        run_shares(self.worker, ctypes.addressof(block), shares)

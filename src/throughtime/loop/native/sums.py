@@ -73,8 +73,8 @@ class Sums:
         self.reductions = kernel.lowered.reductions if over == "pairs" else kernel.lowered.row_reductions
         self.own = {s.reduction.node.name: s for s in kernel.own_sums[over]}
         self.partial = {r.node.name: torch.zeros(self._partial_shape(r), dtype=dtype) for r in self.reductions}
-        self.totals = {r.node.name: torch.zeros(feature_shape(r.node.shape), dtype=dtype) for r in self.reductions}
-        self.worker = kernel.code(f"contractions of {over}").address("worker") if self.own else 0
+        self.totals: dict[str, Tensor] = {}
+        self.worker = kernel.contractions(over) if self.own else 0
         self.scratch = bound.empty((kernel.contraction_scratch(over) * self.threads,), dtype)
 
     def _partial_shape(self, reduction: Reduction) -> tuple[int, ...]:
@@ -91,7 +91,7 @@ class Sums:
                 if reduction.node.op == "embedding_dense_backward":
                     self._add_to_table(reduction, buffers, low, high)
             if block % BLOCKS_PER_SUM == 0:
-                self._flush()
+                self._flush(last=block == 0)
 
     def _add_own(self, buffers: Mapping[str, Located], low: int, high: int) -> None:
         arguments = [high - low, self.scratch.data_ptr()]
@@ -111,15 +111,20 @@ class Sums:
             gradient = gradient * (index != padding).unsqueeze(-1)
         self.partial[reduction.node.name].index_add_(0, index, gradient)
 
-    def _flush(self) -> None:
+    def _flush(self, last: bool) -> None:
+        """The first sum becomes the total."""
         for reduction in self.reductions:
             name = reduction.node.name
-            own = self.own.get(name)
-            partial = self.partial[name]
+            own, sums = self.own.get(name), self.partial.pop(name)
+            partial = sums
             if own is not None:
-                partial = partial.t() if own.turned else _finish_sum(reduction.node, own, partial)
-            self.totals[name] += partial
-            self.partial[name].zero_()
+                partial = sums.t() if own.turned else _finish_sum(reduction.node, own, sums)
+            if name in self.totals:
+                self.totals[name] += partial
+            else:
+                self.totals[name] = partial if last else partial.clone()
+            if not last:
+                self.partial[name] = sums.zero_()
 
 
 def _finish_sum(node: Node, own: OwnSum, partial: Tensor) -> Tensor:

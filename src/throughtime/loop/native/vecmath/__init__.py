@@ -63,7 +63,7 @@ FUNCTIONS: dict[str, Emit] = dict(sorted((INSTRUCTIONS | INLINED | CALLED).items
 ARGUMENTS: dict[str, int] = {name: 2 if name in ("atan2", "pow") else 1 for name in FUNCTIONS}
 
 # Units in the last place, of float and of double. The first is what every float32 gave (atan2, pow: 10**7 pairs),
-# rounded up; the second is above what random doubles gave (two million of most, ten thousand of atan2, erf, erfc and pow).
+# rounded up; the second is above what random doubles gave (two million of most, ten thousand of atan2, erf, erfc, pow).
 ULP_BOUNDS: dict[str, tuple[float, float]] = {
     "abs": (0.0, 0.0),
     "atan": (0.51, 1.5),

@@ -1,6 +1,6 @@
 """How near do our matrix products come to PyTorch's, on one thread?
 
-    OMP_NUM_THREADS=1 python benchmarks/microkernel.py [--double] [--avx2] [--repeats 15]
+    OMP_NUM_THREADS=1 python benchmarks/microkernel.py [--double | --bfloat16] [--avx2] [--repeats 15]
 
 Ours and `torch.mm` take turns in one process; medians of processor time, so that other work on the machine disturbs
 less. `packing` is the time of `pack_b` as a share of one product: weights are packed once per call, not per step.
@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import torch
 
+from throughtime.loop.native.amx import AMX_SCRATCH, amx_library, amx_packed_size, emit_amx
 from throughtime.loop.native.gemm import emit_products, outer_scratch, packed_size, products_library
 from throughtime.loop.native.ir import F32, F64, new_module
 from throughtime.loop.native.jit import compile_module
@@ -38,21 +39,27 @@ OUTERS = [(1024, 256, 1024), (1024, 512, 1024), (2048, 512, 2048), (1024, 150, 6
 
 
 class Ours:
-    """The compiled functions for one element type."""
+    """The compiled functions for one element type. Those for bfloat16 run on AMX tiles, and read and write float32."""
 
     def __init__(self, target, dtype: torch.dtype) -> None:
         self.target, self.dtype = target, dtype
-        self.element = F32 if dtype is torch.float32 else F64
-        library = products_library(target, self.element)
-        suffix = "_f32" if dtype is torch.float32 else "_f64"
-        self.pack_b = library.function("pack_b" + suffix, I, I, P, I, I, P)
-        self.product = library.function("product" + suffix, I, I, I, P, I, P, P, I, P, I)
-        self.outer = library.function("outer" + suffix, I, I, I, P, I, P, I, P, I, P)
-        self.sums = library.function("column_sums" + suffix, I, I, P, I, P)
-        self.scratch = torch.empty(outer_scratch(target, self.element), dtype=dtype)
+        self.on_tiles = dtype is torch.bfloat16
+        self.element, self.stored = (F64, torch.float64) if dtype is torch.float64 else (F32, torch.float32)
+        library = amx_library(target) if self.on_tiles else products_library(target, self.element)
+        name = ("amx_{}_" if self.on_tiles else "{}_") + ("f32" if self.element is F32 else "f64")
+        self.pack_b = library.function(name.format("pack_b"), I, I, P, I, I, P)
+        self.product = library.function(name.format("product"), I, I, I, P, I, P, P, I, P, I)
+        self.outer = library.function(name.format("outer"), I, I, I, P, I, P, I, P, I, P)
+        size = AMX_SCRATCH if self.on_tiles else outer_scratch(target, self.element)
+        self.scratch = torch.empty(size, dtype=self.stored)
 
-    def random(self, *size: int) -> torch.Tensor:
-        return torch.randn(*size, dtype=self.dtype)
+    def packed_size(self, k: int, n: int) -> int:
+        return amx_packed_size(k, n) if self.on_tiles else packed_size(k, n, self.target, self.element)
+
+    def random(self, *size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same numbers for us and for PyTorch."""
+        numbers = torch.randn(*size, dtype=self.dtype)
+        return numbers.to(self.stored), numbers.clone()
 
 
 def median_seconds(works: list[Callable[[], object]], flops: float, repeats: int) -> list[float]:
@@ -71,23 +78,23 @@ def median_seconds(works: list[Callable[[], object]], flops: float, repeats: int
 
 def compare_product(ours: Ours, rows: int, k: int, n: int, repeats: int) -> str:
     """One line: C = A @ B."""
-    a, w, c, theirs = ours.random(rows, k), ours.random(k, n), ours.random(rows, n), ours.random(rows, n)
-    packed = torch.empty(packed_size(k, n, ours.target, ours.element), dtype=ours.dtype)
+    (a, left), (w, right), (c, theirs) = ours.random(rows, k), ours.random(k, n), ours.random(rows, n)
+    packed = torch.empty(ours.packed_size(k, n), dtype=ours.stored)
     pack = (k, n, w.data_ptr(), n, 1, packed.data_ptr())
     ours.pack_b(*pack)
     call = (rows, k, n, a.data_ptr(), k, packed.data_ptr(), c.data_ptr(), n, 0, 0)
     flops = 2.0 * rows * k * n
-    works = [lambda: ours.product(*call), lambda: torch.mm(a, w, out=theirs), lambda: ours.pack_b(*pack)]
+    works = [lambda: ours.product(*call), lambda: torch.mm(left, right, out=theirs), lambda: ours.pack_b(*pack)]
     mine, mkl, packing = median_seconds(works, flops, repeats)
     return f"{line('product', (rows, k, n), flops, mine, mkl)}   packing {packing / mine:6.2f}"
 
 
 def compare_outer(ours: Ours, p: int, m: int, n: int, repeats: int) -> str:
     """One line: C += A^T @ G."""
-    a, g, c, theirs = ours.random(p, m), ours.random(p, n), ours.random(m, n), ours.random(m, n)
+    (a, left), (g, right), (c, theirs) = ours.random(p, m), ours.random(p, n), ours.random(m, n)
     pointers = (a.data_ptr(), m, g.data_ptr(), n, c.data_ptr(), n, ours.scratch.data_ptr())
     flops = 2.0 * p * m * n
-    works = [lambda: ours.outer(p, m, n, *pointers), lambda: theirs.addmm_(a.t(), g)]
+    works = [lambda: ours.outer(p, m, n, *pointers), lambda: theirs.addmm_(left.t(), right)]
     return line("outer", (p, m, n), flops, *median_seconds(works, flops, repeats))
 
 
@@ -98,11 +105,11 @@ def line(name: str, shape: tuple[int, ...], flops: float, mine: float, theirs: f
     return f"{name:8} {sizes}: {reached:6.1f} GFLOP/s, torch {rival:6.1f}, {reached / rival:5.2f} x"
 
 
-def compile_seconds(target, element) -> float:
+def compile_seconds(target, ours: Ours) -> float:
     """Processor time to emit and compile all products for one element type."""
     start = time.process_time()
     module = new_module("products", target)
-    emit_products(module, target, element)
+    emit_amx(module, target) if ours.on_tiles else emit_products(module, target, ours.element)
     compile_module(module, target)
     return time.process_time() - start
 
@@ -110,19 +117,23 @@ def compile_seconds(target, element) -> float:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--double", action="store_true")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--double", dest="dtype", action="store_const", const=torch.float64, default=torch.float32)
+    kind.add_argument("--bfloat16", dest="dtype", action="store_const", const=torch.bfloat16, help="on AMX tiles")
     parser.add_argument("--avx2", action="store_true", help="without anything wider than AVX2")
     parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args()
     torch.set_num_threads(1)
     target = host_target().restricted_to_avx2() if options.avx2 else host_target()
-    ours = Ours(target, torch.float64 if options.double else torch.float32)
+    if options.dtype is torch.bfloat16 and not target.has_amx_bf16:
+        parser.error("this machine has no AMX tiles, or the system does not permit them")
+    ours = Ours(target, options.dtype)
     print(f"{target.cpu}, {target.lanes(32)} x float32, tile {target.tile(32)}, {ours.dtype}")
     for shape in PRODUCTS + FEW_ROWS:
         print(compare_product(ours, *shape, options.repeats), flush=True)
     for shape in OUTERS:
         print(compare_outer(ours, *shape, options.repeats), flush=True)
-    print(f"compiling all of it: {compile_seconds(target, ours.element):.3f} s, once per process")
+    print(f"compiling all of it: {compile_seconds(target, ours):.3f} s, once per process")
 
 
 if __name__ == "__main__":

@@ -24,11 +24,14 @@ from conformance.descriptors import by_name
 from throughtime import Recompute, SaveAll, Spill, _pipeline, dynamic_rnn, explain
 from throughtime._cache import Cache
 from throughtime._nested import leaves
+from throughtime.capture import trace_step
 from throughtime.loop.native import kernel
 from throughtime.loop.native.amx import AMX_SCRATCH, amx_library, amx_packed_size, emit_amx
 from throughtime.loop.native.ir import I8, PTR, VOID, define, new_module
 from throughtime.loop.native.jit import compile_module, emit_assembly
+from throughtime.loop.native.lower import Lowered, lower
 from throughtime.loop.native.target import Target, avx512_target, host_target
+from throughtime.plan.make import make_plan
 from throughtime.plan.memory import MemoryPolicy
 
 NAN = float("nan")
@@ -297,6 +300,39 @@ def test_a_row_of_a_loop_has_the_same_bits_alone(case: Case) -> None:
 @pytest.mark.parametrize("name", ["nn.LSTMCell", *(pytest.param(n, marks=pytest.mark.slow) for n in OTHER_CELLS)])
 def test_no_worse_than_the_eager_loop(loops_on_tiles: Tiles, name: str) -> None:
     test_autocast.test_no_worse_than_the_eager_loop(by_name(name)[0], "native")
+
+
+def lowered(step: Callable, x: Tensor, h: Tensor) -> Lowered:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return lower(make_plan(trace_step(step, x, h, ()).pair))
+
+
+def test_what_a_step_itself_computes_in_bfloat16_is_not_rounded() -> None:
+    """It is kept in float32, so its products stay there; others of the same step run on tiles."""
+    w, u = torch.randn(5, 4, requires_grad=True), torch.randn(4, 4, requires_grad=True)
+
+    def step(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        h = torch.tanh(((2 * x.bfloat16()) @ w.bfloat16()).float() + h @ u)
+        return h, h
+
+    made = lowered(step, torch.randn(7, 5), torch.zeros(7, 4))
+    assert made.training is not None
+    assert {(weight.k, weight.rounded) for weight in made.training.weights.values()} == {(5, False), (4, True)}
+    assert {(int(r.node.shape[0]), r.rounded) for r in made.reductions} == {(5, False), (4, True)}
+
+
+def test_windows_of_what_is_rounded_are_rounded() -> None:
+    w = torch.randn(2, 3, 3, requires_grad=True)
+
+    def step(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        h = torch.tanh(nn.functional.conv1d(torch.cat([x, h], 1), w, padding=1))
+        return h, h
+
+    made = lowered(step, torch.randn(7, 1, 5), torch.zeros(7, 2, 5))
+    assert made.training is not None
+    assert made.backward is not None
+    assert all(weight.rounded for weight in [*made.training.weights.values(), *made.backward.weights.values()])
+    assert [r.rounded for r in made.reductions] == [True]
 
 
 def test_the_instructions_for_a_machine_with_tiles() -> None:

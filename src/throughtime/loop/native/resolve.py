@@ -19,6 +19,7 @@ from throughtime.loop.native.views import Features, View, contiguous, feature_sh
 __all__ = ["SHAPE_OPERATORS", "Item", "Resolved", "Want", "is_rounded", "same_elements"]
 
 SHAPE_OPERATORS = frozenset({"view", "permute", "expand", "slice", "flip", "windows"})
+_MOVES = SHAPE_OPERATORS | {"cat", "copy"}
 
 
 @dataclass(frozen=True)
@@ -276,6 +277,6 @@ def is_rounded(name: str, values: Mapping[str, Input | Node]) -> bool:
         return True
     if isinstance(value, Input):
         return value.kind in ("row_const", "xs")
-    if value.op in SHAPE_OPERATORS or value.op == "cat":
+    if value.op in _MOVES or (value.op == "pad" and value.attributes["value"] == 0):
         return all(is_rounded(operand, values) for operand in value.operands)
     return value.op == "to_dtype"

@@ -167,8 +167,27 @@ def in_order(x: Any, h: Tensor, w: Tensor) -> tuple[Nested, Tensor]:
     return found, h
 
 
+def of_matrices(x: Any, h: Tensor, w: Tensor) -> tuple[Nested, Tensor]:
+    real, _, _, table = x
+    h = torch.tanh(h + real)
+    square = h.unsqueeze(-1) * (h @ w).unsqueeze(1)
+    room = square.unsqueeze(2) * h[:, :2].view(-1, 1, 2, 1)
+    found = {
+        "diagonals": [square.diagonal(offset, 1, 2) for offset in (0, -3, CLASSES - 1)],
+        "turned": room.diagonal(1, 3, 1),
+        "none": square.diagonal(CLASSES, 1, 2),
+        "traces": torch.einsum("bii->b", square[:, :, :UNITS]),
+        "whole numbers": table.diagonal(0, 1, 2),
+        "as a matrix": torch.diag_embed(h, 1)[:, :UNITS] + torch.diagonal_scatter(square, h[:, 1:], -1, 1, 2),
+        "lower": square.tril(),
+        "upper": (room.triu(1), table.triu(-2)),
+        "of all rows": h @ w.tril(-1),
+    }
+    return found, h
+
+
 @both_types
-@pytest.mark.parametrize("step", [lookups, writes, running, in_order], ids=lambda step: step.__name__)
+@pytest.mark.parametrize("step", [lookups, writes, running, in_order, of_matrices], ids=lambda step: step.__name__)
 def test_entries_by_number(step: Step, dtype: torch.dtype) -> None:
     whole = (ids(CLASSES, ROWS, STEPS), ids(CLASSES, ROWS, STEPS, 4), ids(UNITS, ROWS, STEPS, UNITS, CLASSES))
     check(step, [numbers(UNITS, CLASSES)], (numbers(ROWS, STEPS, UNITS), *whole), dtype)
@@ -439,6 +458,26 @@ def test_a_convolution_of_many_groups_is_refused() -> None:
     kernel = numbers(20, 1, 3)
     with pytest.raises(BackendError, match=r"operator 'convolution' .* is not in the native backend's table"):
         dynamic_rnn(step, numbers(ROWS, STEPS, 20, UNITS), None, numbers(ROWS, 20, UNITS), backend="native")
+
+
+def resized(x: Tensor, h: Tensor) -> tuple[Nested, Tensor]:
+    """Twice as large, of a given size, smaller, by a factor that is no whole number."""
+    h = torch.tanh(h + x[:, 0, 0])
+    image = torch.tanh(x) * h[:, :1, None, None]
+    found = {
+        "twice": F.interpolate(image, scale_factor=2),
+        "line": F.interpolate(image.flatten(1, 2), scale_factor=3),
+        "of a size": F.interpolate(image, (7, 4)),
+        "by a factor": F.interpolate(image, scale_factor=(1.7, 0.5), recompute_scale_factor=False),
+        "exact": F.interpolate(image, (5, 9), mode="nearest-exact"),
+        "of a room": F.interpolate(image[:, :, :2].unsqueeze(1), (3, 2, 6)),
+        "apart": F.interpolate(image.flatten(0, 1).unsqueeze(1), scale_factor=2).sum((1, 2)).view(len(x), -1),
+    }
+    return found, h
+
+
+def test_images_of_another_size() -> None:
+    check(resized, [], numbers(ROWS, STEPS, 2, 4, UNITS), torch.float64)
 
 
 def pooled(x: Tensor, h: Tensor) -> tuple[Nested, Tensor]:

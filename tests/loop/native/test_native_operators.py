@@ -141,6 +141,11 @@ def running(x: Any, h: Tensor, w: Tensor) -> tuple[Nested, Tensor]:
         "sums of one": h[:, :1].cumsum(1),
         "sums of whole numbers": four.cumsum(1),
         "products": (1.1 + torch.sigmoid(h @ w)).cumprod(1),
+        "logarithms of sums": square.logcumsumexp(2),
+        "largest": square.cummax(1),
+        "smallest": (h @ w).cummin(1),
+        "largest whole number": four.cummax(1),
+        "some truth": (h > 0).cummax(1),
     }
     return found, h
 
@@ -196,8 +201,14 @@ def test_entries_by_number(step: Step, dtype: torch.dtype) -> None:
 def test_a_running_sum_keeps_infinities_behind_it() -> None:
     x = numbers(1, 2, 9)
     x[0, 1, 4], x[0, 1, 6] = float("inf"), float("nan")
-    found, _ = dynamic_rnn(lambda x, h: (x.cumsum(1), h), x, None, x[:, 0], backend="native")
-    torch.testing.assert_close(found, x.cumsum(2), equal_nan=True)
+    x[0, 0, :3] = -float("inf")
+    steps = (lambda x: x.cumsum(1), lambda x: x.logcumsumexp(1), lambda x: (*x.cummax(1), *x.cummin(1)))
+    found, want = (
+        dynamic_rnn(lambda x, h: ([f(x) for f in steps], h), x, None, x[:, 0], backend=backend)[0]
+        for backend in ("native", "portable")
+    )
+    for got, expected in zip(leaves(found), leaves(want), strict=True):
+        torch.testing.assert_close(got, expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("order", ["sort", "sort back", "topk", "smallest", "median"])

@@ -69,6 +69,10 @@ MIXED = {
     "every row with every other": (lambda x, h: x.new_zeros(len(x), len(x)).sum(1), "has two axes of rows"),
     "numbered": (lambda x, h: x + torch.arange(len(x))[:, None], "computes with torch.arange\\(batch size\\)"),
     "spaced": (lambda x, h: x + torch.linspace(0, 1, len(x))[:, None], "linspace cannot run row by row: it numbers"),
+    "resized": (
+        lambda x, h: x + F.interpolate(x.T[None], scale_factor=2)[0, :, : len(x)].T,
+        "it resizes an image along",
+    ),
     "triangle": (lambda x, h: x.tril(), "it takes a triangle of the rows"),
     "diagonal": (lambda x, h: x + x.diagonal().sum(), "it takes the diagonal of the rows"),
     "diagonal written": (lambda x, h: torch.diagonal_scatter(x, torch.zeros(H)), "writes on the diagonal of the rows"),

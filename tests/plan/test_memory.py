@@ -155,6 +155,15 @@ def test_a_budget_takes_the_cheapest_that_fits() -> None:
     assert all(option.peak <= limit for option, limit in zip(options, (10**9, 2_000_000, 400_000)))
 
 
+def test_a_budget_takes_the_longest_segments_that_fit() -> None:
+    """Short ones cost more: with one row, 1.9 times SaveAll's time instead of 1.3."""
+    of = costs(5000)
+    whole, half = (choose(Recompute(every), of) for every in (512, 256))
+    assert half.peak < whole.peak < choose(SaveAll(), of).peak
+    assert choose(Budget(whole.peak), of).backward == whole.backward
+    assert choose(Budget(whole.peak - 1), of).backward == half.backward
+
+
 def test_the_least_budget_that_works_works() -> None:
     of = costs(500, 3)
     with pytest.raises(MemoryPolicyError, match="too small for these 500 steps: the least that works") as failed:

@@ -8,9 +8,12 @@ from torch import Tensor
 from torch._decomp import decomposition_table
 from torch.nn import functional as F
 
-__all__ = ["FORMULAS", "IN_PYTHON"]
+__all__ = ["FORMULAS", "IN_PYTHON", "NEAREST"]
 
 aten = torch.ops.aten
+
+NEAREST = tuple(f"{name}{axes}d" for name in ("upsample_nearest", "_upsample_nearest_exact") for axes in (1, 2, 3))
+"""Operators that resize images."""
 
 
 def _gates(x: Tensor, h: Tensor, w_x: Tensor, w_h: Tensor, b_x: Any, b_h: Any) -> tuple[Tensor, Tensor]:
@@ -289,6 +292,11 @@ def _axes(x: Tensor, dim: Any) -> list[int]:
     return [d % x.dim() for d in dims] if dims else list(range(x.dim()))
 
 
+def _as_it_is(*_: Any, **__: Any) -> Any:
+    """PyTorch would take it apart into less than there is a rule for."""
+    return NotImplemented
+
+
 FORMULAS: dict[Any, Callable[..., Any]] = {
     aten.addmm.default: _addmm,
     aten.baddbmm.default: _addmm,
@@ -315,6 +323,7 @@ FORMULAS: dict[Any, Callable[..., Any]] = {
     aten.hardshrink_backward.default: _shrink_backward,
     aten.softshrink_backward.default: _shrink_backward,
     aten._weight_norm_interface_backward.default: _weight_norm_backward,
+    **{getattr(aten, name).default: _as_it_is for name in NEAREST},
 }
 
 _PYTORCHS_OWN = """

@@ -19,8 +19,8 @@ __all__ = ["check_shared_gradients"]
 Env = dict[str, Tensor]
 
 _KEEPS_SUMS = {
-    *("neg", "view", "permute", "expand", "slice", "sum", "to_dtype", "tril", "triu", "diagonal", "flip", "cat", "add"),
-    *("sub", "cumsum"),
+    *("neg", "view", "permute", "expand", "slice", "sum", "to_dtype", "tril", "triu", "flip", "cat", "add", "sub"),
+    "cumsum",
 }
 _LINEAR_IN_ONE = {"mul", "mm", "bmm", "index_select", "index_add", "index_copy"}
 

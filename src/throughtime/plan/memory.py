@@ -301,15 +301,15 @@ def _recomputations(costs: Costs) -> list[Schedule]:
     return [choose(Recompute(every), costs) for every in sorted(lengths, reverse=True)]
 
 
-FLOPS_PER_SECOND, DISK_BYTES_PER_SECOND = 60e9, 1e9
+FLOPS_PER_SECOND, DISK_BYTES_PER_SECOND, SECONDS_PER_SEGMENT = 60e9, 1e9, 0.3e-3
 
 
 def _extra_seconds(schedule: Schedule, costs: Costs) -> float:
     """What a schedule costs beyond SaveAll, on a common machine: only the order of these figures matters."""
     if isinstance(schedule.policy, Spill):
         return 2 * costs.residuals(0, costs.steps) / DISK_BYTES_PER_SECOND
-    again = sum(costs.pairs(a.start, a.stop) for a in schedule.backward if a.kind == "run")
-    return again * costs.pair_flops / FLOPS_PER_SECOND
+    again = [costs.pairs(a.start, a.stop) for a in schedule.backward if a.kind == "run"]
+    return sum(again) * costs.pair_flops / FLOPS_PER_SECOND + len(again) * SECONDS_PER_SEGMENT
 
 
 def _segments(start: int, stop: int, every: int) -> list[tuple[int, int]]:

@@ -9,7 +9,8 @@ BATCHED = PRODUCTS | {"embedding"}
 """Are worth a pass of their own over many steps, to which their operands are stored."""
 
 REDUCTIONS = frozenset(
-    {"sum", "amax", "amin", "prod", "argmax", "argmin", "cumsum", "cumprod", "logcumsumexp", "gather", "index_select"}
+    {"sum", "amax", "amin", "prod", "argmax", "argmin", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp"}
+    | {"gather", "index_select"}
 )
 
 VIEWS = frozenset({"view", "permute", "expand", "slice", "full", "constant", "pad", "windows"})

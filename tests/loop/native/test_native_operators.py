@@ -141,6 +141,11 @@ def running(x: Any, h: Tensor, w: Tensor) -> tuple[Nested, Tensor]:
         "sums of one": h[:, :1].cumsum(1),
         "sums of whole numbers": four.cumsum(1),
         "products": (1.1 + torch.sigmoid(h @ w)).cumprod(1),
+        "logarithms of sums": square.logcumsumexp(2),
+        "largest": square.cummax(1),
+        "smallest": (h @ w).cummin(1),
+        "largest whole number": four.cummax(1),
+        "some truth": (h > 0).cummax(1),
     }
     return found, h
 
@@ -167,8 +172,27 @@ def in_order(x: Any, h: Tensor, w: Tensor) -> tuple[Nested, Tensor]:
     return found, h
 
 
+def of_matrices(x: Any, h: Tensor, w: Tensor) -> tuple[Nested, Tensor]:
+    real, _, _, table = x
+    h = torch.tanh(h + real)
+    square = h.unsqueeze(-1) * (h @ w).unsqueeze(1)
+    room = square.unsqueeze(2) * h[:, :2].view(-1, 1, 2, 1)
+    found = {
+        "diagonals": [square.diagonal(offset, 1, 2) for offset in (0, -3, CLASSES - 1)],
+        "turned": room.diagonal(1, 3, 1),
+        "none": square.diagonal(CLASSES, 1, 2),
+        "traces": torch.einsum("bii->b", square[:, :, :UNITS]),
+        "whole numbers": table.diagonal(0, 1, 2),
+        "as a matrix": torch.diag_embed(h, 1)[:, :UNITS] + torch.diagonal_scatter(square, h[:, 1:], -1, 1, 2),
+        "lower": square.tril(),
+        "upper": (room.triu(1), table.triu(-2)),
+        "of all rows": h @ w.tril(-1),
+    }
+    return found, h
+
+
 @both_types
-@pytest.mark.parametrize("step", [lookups, writes, running, in_order], ids=lambda step: step.__name__)
+@pytest.mark.parametrize("step", [lookups, writes, running, in_order, of_matrices], ids=lambda step: step.__name__)
 def test_entries_by_number(step: Step, dtype: torch.dtype) -> None:
     whole = (ids(CLASSES, ROWS, STEPS), ids(CLASSES, ROWS, STEPS, 4), ids(UNITS, ROWS, STEPS, UNITS, CLASSES))
     check(step, [numbers(UNITS, CLASSES)], (numbers(ROWS, STEPS, UNITS), *whole), dtype)
@@ -177,8 +201,14 @@ def test_entries_by_number(step: Step, dtype: torch.dtype) -> None:
 def test_a_running_sum_keeps_infinities_behind_it() -> None:
     x = numbers(1, 2, 9)
     x[0, 1, 4], x[0, 1, 6] = float("inf"), float("nan")
-    found, _ = dynamic_rnn(lambda x, h: (x.cumsum(1), h), x, None, x[:, 0], backend="native")
-    torch.testing.assert_close(found, x.cumsum(2), equal_nan=True)
+    x[0, 0, :3] = -float("inf")
+    steps = (lambda x: x.cumsum(1), lambda x: x.logcumsumexp(1), lambda x: (*x.cummax(1), *x.cummin(1)))
+    found, want = (
+        dynamic_rnn(lambda x, h: ([f(x) for f in steps], h), x, None, x[:, 0], backend=backend)[0]
+        for backend in ("native", "portable")
+    )
+    for got, expected in zip(leaves(found), leaves(want), strict=True):
+        torch.testing.assert_close(got, expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("order", ["sort", "sort back", "topk", "smallest", "median"])
@@ -439,6 +469,26 @@ def test_a_convolution_of_many_groups_is_refused() -> None:
     kernel = numbers(20, 1, 3)
     with pytest.raises(BackendError, match=r"operator 'convolution' .* is not in the native backend's table"):
         dynamic_rnn(step, numbers(ROWS, STEPS, 20, UNITS), None, numbers(ROWS, 20, UNITS), backend="native")
+
+
+def resized(x: Tensor, h: Tensor) -> tuple[Nested, Tensor]:
+    """Twice as large, of a given size, smaller, by a factor that is no whole number."""
+    h = torch.tanh(h + x[:, 0, 0])
+    image = torch.tanh(x) * h[:, :1, None, None]
+    found = {
+        "twice": F.interpolate(image, scale_factor=2),
+        "line": F.interpolate(image.flatten(1, 2), scale_factor=3),
+        "of a size": F.interpolate(image, (7, 4)),
+        "by a factor": F.interpolate(image, scale_factor=(1.7, 0.5), recompute_scale_factor=False),
+        "exact": F.interpolate(image, (5, 9), mode="nearest-exact"),
+        "of a room": F.interpolate(image[:, :, :2].unsqueeze(1), (3, 2, 6)),
+        "apart": F.interpolate(image.flatten(0, 1).unsqueeze(1), scale_factor=2).sum((1, 2)).view(len(x), -1),
+    }
+    return found, h
+
+
+def test_images_of_another_size() -> None:
+    check(resized, [], numbers(ROWS, STEPS, 2, 4, UNITS), torch.float64)
 
 
 def pooled(x: Tensor, h: Tensor) -> tuple[Nested, Tensor]:

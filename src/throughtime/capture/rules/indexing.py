@@ -231,7 +231,6 @@ def _max_backward(v: Values, call: Call, d_y: Value, dim: int, index: Value, siz
 _POOLS = ("avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d",
           "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d_backward", "avg_pool3d_backward",
           "max_pool2d_with_indices_backward", "max_pool3d_with_indices_backward", "_adaptive_avg_pool2d_backward",
-          "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest1d_backward", "upsample_nearest2d_backward",
           "upsample_linear1d", "upsample_bilinear2d", "upsample_bilinear2d_backward", "upsample_linear1d_backward",
           "im2col", "col2im")  # fmt: skip
 

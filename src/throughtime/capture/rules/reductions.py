@@ -60,9 +60,14 @@ def _count(x: Value) -> int:
     return count
 
 
+def _with_order(v: Values, x: Value) -> Value:
+    """Truth as 0 and 1."""
+    return v.cast(x, torch.int64) if x.dtype == torch.bool else x
+
+
 def _argument(v: Values, x: Value, op: str, dim: int, keepdim: bool) -> Value:
     axis = v.feature_axis(x, dim, "searches among the rows")
-    x = v.cast(x, torch.int64) if x.dtype == torch.bool else x
+    x = _with_order(v, x)
     dim %= len(x.sizes)
     place = x.place
     if place is not None and not keepdim:
@@ -86,13 +91,11 @@ def _logcumsumexp(v: Values, call: Call, x: Value, dim: int) -> Value:
 
 @rule("cummax", "cummin")
 def _cumulative_extreme(v: Values, call: Call, x: Value, dim: int) -> list[Value]:
-    axis = v.feature_axis(x, dim, "accumulates over the rows")
-    return _both(v, call, x, dim=axis)
-
-
-def _both(v: Values, call: Call, x: Value, **attributes: Any) -> list[Value]:
     """Values and indices."""
-    return [
-        v.emit(call.name, (x.ref,), made.shape, x.place, made.dtype, **attributes, output=i)
-        for i, made in enumerate(call.result)
+    axis = v.feature_axis(x, dim, "accumulates over the rows")
+    given, x = x.dtype, _with_order(v, x)
+    found = [
+        v.emit(call.name, (x.ref,), x.sizes, x.place, dtype, dim=axis, output=i)
+        for i, dtype in enumerate((x.dtype, torch.int64))
     ]
+    return [v.cast(found[0], given), found[1]]

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from throughtime.capture.rows import MixedRows, Place
+from throughtime.capture.rows import MixedRows
 from throughtime.capture.rules.making import constant
 from throughtime.capture.rules.table import rule
 from throughtime.capture.tape import Call
@@ -196,12 +196,19 @@ def _unfold(v: Values, call: Call, x: Value, dim: int, size: int, step: int) -> 
 
 @rule("diagonal")
 def _diagonal(v: Values, call: Call, x: Value, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Value:
-    axes = [v.feature_axis(x, d, "takes the diagonal of the rows") for d in (dim1, dim2)]
-    place = x.place
-    if place is not None:
-        before = sum(d % len(x.sizes) < place.axis for d in (dim1, dim2))
-        place = Place(place.axis - before, place.before, place.after)
-    return v.emit("diagonal", (x.ref,), call.result.shape, place, x.dtype, offset=offset, dim1=axes[0], dim2=axes[1])
+    """Of a matrix whose lines follow each other, every entry that is a line and one further on."""
+    both = [d % len(x.sizes) for d in (dim1, dim2)]
+    for d in both:
+        v.feature_axis(x, d, "takes the diagonal of the rows")
+    lead = [d for d in range(len(x.sizes)) if d not in both]
+    matrix = v.permute(x, [*lead, *both])
+    height, width = matrix.sizes[-2:]
+    count = call.result.shape[-1]
+    if not count:
+        return v.view(x, call.result.shape)
+    flat = v.view(matrix, (*matrix.sizes[:-2], height * width))
+    start = offset if offset >= 0 else -offset * width
+    return v.slice(flat, len(lead), start, start + (count - 1) * (width + 1) + 1, width + 1)
 
 
 @rule("diagonal_scatter")
@@ -233,4 +240,9 @@ def _as_column(v: Values, new: Value, height: int, start: int) -> Value:
 def _triangle(v: Values, call: Call, x: Value, diagonal: int = 0) -> Value:
     for d in (-2, -1):
         v.feature_axis(x, d, "takes a triangle of the rows")
-    return v.emit(call.name, (x.ref,), x.sizes, x.place, x.dtype, diagonal=diagonal)
+    if x.place is None:
+        return v.emit(call.name, (x.ref,), x.sizes, None, x.dtype, diagonal=diagonal)
+    line, column = (constant(v, torch.arange(n)) for n in x.sizes[-2:])
+    last = v.pointwise("add", v.view(line, (x.sizes[-2], 1)), diagonal, dtype=torch.int64)
+    kept = v.pointwise("le" if call.name == "tril" else "ge", column, last, dtype=torch.bool, within=torch.int64)
+    return v.pointwise("where", kept, x, 0, dtype=x.dtype)

@@ -162,25 +162,60 @@ def _first(s: _Steps) -> Ref:
 # --- running sums
 
 
-def _running(op: str, neutral: int) -> Callable[[_Steps], Ref]:
-    def write(s: _Steps) -> Ref:
-        """Before: cumsum(a)
-        After:  a + shifted(a, 1) = b;  b + shifted(b, 2) = c;  c + shifted(c, 4);  ...      filled with zeros
+def _scanned(s: _Steps, total: Ref, neutral: float, combine: Callable[[_Steps, Ref, Ref], Ref]) -> Ref:
+    """Before: cumsum(a)
+    After:  a + shifted(a, 1) = b;  b + shifted(b, 2) = c;  c + shifted(c, 4);  ...      filled with zeros
 
-        Source: Hillis and Steele 1986, "Data parallel algorithms".
-        """
-        (total,) = s.node.args
-        axis, shape = s.axis, s.node.shape
-        size, shift = int(shape[axis]), 1
-        if size <= 1:
-            return s.view(total, shape)
-        while shift < size:
-            filled = _with(shape, axis, shift)
-            first = s.make("full", (), filled, s.node.dtype, value=neutral)
-            shifted = s.make("cat", (first, s.fitted(total, axis, size - shift)), shape, s.node.dtype, dim=axis)
-            total = s.elementwise(op, total, shifted, shape=shape)
-            shift *= 2
-        return total
+    Source: Hillis and Steele 1986, "Data parallel algorithms".
+    """
+    axis, shape, dtype = s.axis, s.shape(total), s.values[total.name].dtype
+    size, shift = int(shape[axis]), 1
+    if size <= 1:
+        return s.view(total, shape)
+    while shift < size:
+        first = s.make("full", (), _with(shape, axis, shift), dtype, value=neutral)
+        shifted = s.make("cat", (first, s.fitted(total, axis, size - shift)), shape, dtype, dim=axis)
+        total = combine(s, total, shifted)
+        shift *= 2
+    return total
+
+
+def _by(op: str) -> Callable[[_Steps, Ref, Ref], Ref]:
+    return lambda s, a, b: s.elementwise(op, a, b, shape=s.shape(a), dtype=s.values[a.name].dtype)
+
+
+def _running(op: str, neutral: int) -> Callable[[_Steps], Ref]:
+    return lambda s: _scanned(s, s.node.args[0], neutral, _by(op))
+
+
+def _log_of_sum(s: _Steps, a: Ref, b: Ref) -> Ref:
+    """max + log1p(exp(min - max)), and the larger one itself where it is infinite."""
+    most, least = _by("maximum")(s, a, b), _by("minimum")(s, a, b)
+    ratio = s.elementwise("exp", _by("sub")(s, least, most), shape=s.shape(a))
+    total = _by("add")(s, most, s.elementwise("log1p", ratio, shape=s.shape(a)))
+    infinite = s.elementwise("isinf", most, shape=s.shape(a), dtype=torch.bool)
+    return s.elementwise("where", infinite, most, total, shape=s.shape(a))
+
+
+def _running_log_of_sum(s: _Steps) -> Ref:
+    return _scanned(s, s.node.args[0], -float("inf"), _log_of_sum)
+
+
+def _running_extreme(op: str) -> Callable[[_Steps], Ref]:
+    def write(s: _Steps) -> Ref:
+        """The extreme so far; or where it stands: at the last of equal ones, and of NaNs."""
+        (a,) = s.node.args
+        own, shape = s.values[a.name].dtype, s.node.shape
+        least = -float("inf") if own.is_floating_point else torch.iinfo(own).min
+        most = float("inf") if own.is_floating_point else torch.iinfo(own).max
+        extreme = _scanned(s, a, least if op == "maximum" else most, _by(op))
+        if s.node.attributes["output"] == 0:
+            return extreme
+        hit = s.elementwise("eq", a, extreme, shape=shape, dtype=torch.bool)
+        nothing = s.elementwise("ne", a, a, shape=shape, dtype=torch.bool)
+        found = s.elementwise("logical_or", hit, nothing, shape=shape, dtype=torch.bool)
+        place = s.elementwise("where", found, s.places(s.axis, shape), 0, shape=shape, dtype=torch.int64)
+        return _scanned(s, place, 0, _by("maximum"))
 
     return write
 
@@ -194,6 +229,9 @@ _REWRITES: dict[str, Callable[[_Steps], Ref]] = {
     "index_copy": _put,
     "argmax": _first,
     "argmin": _first,
-    "cumsum": _running("add", 0),
+    "cummax": _running_extreme("maximum"),
+    "cummin": _running_extreme("minimum"),
     "cumprod": _running("mul", 1),
+    "cumsum": _running("add", 0),
+    "logcumsumexp": _running_log_of_sum,
 }

@@ -25,33 +25,34 @@ class Room:
 
     def __init__(self, most_kept: int) -> None:
         self.most_kept = most_kept
-        self._free: dict[int, Tensor] = {}
+        self._free: dict[int, tuple[int, Tensor]] = {}
 
     @property
     def kept(self) -> int:
         """Bytes that are held ready."""
-        return sum(map(len, list(self._free.values())))
+        return sum(size for size, _ in list(self._free.values()))
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """As `torch.empty`."""
         size = math.prod(shape) * dtype.itemsize
         if size < SMALL:
             return fresh(shape, dtype)
-        block = self._take(_rounded(size))
+        whole = _rounded(size)
+        block = self._take(whole)
         loan = block.numpy()
-        weakref.finalize(loan, self._give_back, block).atexit = False
+        weakref.finalize(loan, self._give_back, whole, block).atexit = False
         return torch.from_numpy(loan)[:size].view(dtype).view(*shape)
 
     def _take(self, size: int) -> Tensor:
         """A garbage collection may give blocks back at any line, so each line stands alone."""
-        for key, block in list(self._free.items()):
-            if len(block) == size and self._free.pop(key, None) is not None:
+        for key, (free, block) in list(self._free.items()):
+            if free == size and self._free.pop(key, None) is not None:
                 return block
         return torch.empty(size, dtype=torch.uint8)
 
-    def _give_back(self, block: Tensor) -> None:
+    def _give_back(self, size: int, block: Tensor) -> None:
         """What was not used for the longest goes."""
-        self._free[id(block)] = block
+        self._free[id(block)] = size, block
         while self._free and self.kept > self.most_kept:
             self._free.pop(next(iter(self._free), 0), None)
 

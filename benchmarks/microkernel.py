@@ -49,7 +49,8 @@ class Ours:
         name = ("amx_{}_" if self.on_tiles else "{}_") + ("f32" if self.element is F32 else "f64")
         self.pack_b = library.function(name.format("pack_b"), I, I, P, I, I, P)
         self.product = library.function(name.format("product"), I, I, I, P, I, P, P, I, P, I)
-        self.outer = library.function(name.format("outer"), I, I, I, P, I, P, I, P, I, P)
+        outer = (I, I, P, I, P, I, P) if self.on_tiles else (I, I, I, P, I, P, I, P, I, P)
+        self.outer = library.function(name.format("outer"), *outer)
         size = AMX_SCRATCH if self.on_tiles else outer_scratch(target, self.element)
         self.scratch = torch.empty(size, dtype=self.stored)
 
@@ -92,9 +93,12 @@ def compare_product(ours: Ours, rows: int, k: int, n: int, repeats: int) -> str:
 def compare_outer(ours: Ours, p: int, m: int, n: int, repeats: int) -> str:
     """One line: C += A^T @ G."""
     (a, left), (g, right), (c, theirs) = ours.random(p, m), ours.random(p, n), ours.random(m, n)
-    pointers = (a.data_ptr(), m, g.data_ptr(), n, c.data_ptr(), n, ours.scratch.data_ptr())
+    factor = torch.tensor([m, a.data_ptr(), m, c.data_ptr(), n])
+    call = (p, m, n, a.data_ptr(), m, g.data_ptr(), n, c.data_ptr(), n, ours.scratch.data_ptr())
+    if ours.on_tiles:
+        call = (p, n, g.data_ptr(), n, ours.scratch.data_ptr(), 1, factor.data_ptr())
     flops = 2.0 * p * m * n
-    works = [lambda: ours.outer(p, m, n, *pointers), lambda: theirs.addmm_(left.t(), right)]
+    works = [lambda: ours.outer(*call), lambda: theirs.addmm_(left.t(), right)]
     return line("outer", (p, m, n), flops, *median_seconds(works, flops, repeats))
 
 

@@ -50,7 +50,7 @@ class Tiles:
         library = amx_library(self.target)
         self.pack_b = library.function("amx_pack_b_f32", I, I, P, I, I, P)
         self.call_product = library.function("amx_product_f32", I, I, I, P, I, P, P, I, P, I)
-        self.call_outer = library.function("amx_outer_f32", I, I, I, P, I, P, I, P, I, P)
+        self.call_outer = library.function("amx_outer_f32", I, I, P, I, P, I, P)
         self.scratch = torch.full((AMX_SCRATCH,), NAN)
 
     def product(self, a: Tensor, w: Tensor, c: Tensor, init: Tensor | None) -> None:
@@ -64,8 +64,14 @@ class Tiles:
 
     def outer(self, a: Tensor, g: Tensor, c: Tensor) -> None:
         """c += a.T @ g."""
-        places = (a.data_ptr(), a.stride(0), g.data_ptr(), g.stride(0), c.data_ptr(), c.stride(0))
-        self.call_outer(len(a), a.shape[1], g.shape[1], *places, self.scratch.data_ptr())
+        self.outers([(a, c)], g)
+
+    def outers(self, factors: list[tuple[Tensor, Tensor]], g: Tensor) -> None:
+        """The same for several (a, c)."""
+        words = [(a.shape[1], a.data_ptr(), a.stride(0), c.data_ptr(), c.stride(0)) for a, c in factors]
+        table = torch.tensor(words)
+        places = (g.data_ptr(), g.stride(0), self.scratch.data_ptr(), len(factors), table.data_ptr())
+        self.call_outer(*g.shape, *places)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +147,9 @@ def test_product(tiles: Tiles, size: tuple[int, int, int], init: str) -> None:
         assert whole[:, n:].isnan().all()
 
 
-@pytest.mark.parametrize("size", [(1, 3, 5), (40, 20, 50), (600, 70, 140), (300, 1030, 40), (33, 530, 20)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(1, 3, 5), (40, 20, 50), (600, 70, 140), (300, 33, 40), (33, 530, 20), (40, 5, 1060)], ids=str
+)
 def test_outer(tiles: Tiles, size: tuple[int, int, int]) -> None:
     pairs, m, n = size
     a, g = rounded(pairs, m), rounded(pairs, n)
@@ -152,6 +160,15 @@ def test_outer(tiles: Tiles, size: tuple[int, int, int]) -> None:
     tiles.outer(a, g, c)
     assert torch.equal(c, want)
     assert whole[:, n:].isnan().all()
+
+
+def test_several_factors_share_what_they_are_multiplied_with(tiles: Tiles) -> None:
+    g = rounded(300, 40)
+    factors = [(rounded(300, m), torch.randn(m, 40)) for m in (50, 3, 33)]
+    wants = [by_the_manual(a.T, g, c.clone()) for a, c in factors]
+    tiles.outers(factors, g)
+    for (_, c), want in zip(factors, wants):
+        assert torch.equal(c, want)
 
 
 def test_a_row_has_the_same_bits_alone_and_among_others(tiles: Tiles) -> None:

@@ -38,6 +38,7 @@ from throughtime.loop.native.tiles import copy_rows, full_name, once, signature
 
 __all__ = [
     "AMX_SCRATCH",
+    "FACTOR_WORDS",
     "AmxProducts",
     "amx_library",
     "amx_outer",
@@ -49,15 +50,16 @@ __all__ = [
 
 _STEPS_AT_ONCE = 8
 """Of a block of A, 16 KB: the nearest cache holds it while as much of B passes by."""
-_PAIRS_AT_ONCE, _ROWS_AT_ONCE, _COLUMNS_AT_ONCE = 256, 1024, 128
-"""`amx_outer` packs as much: of A 512 KB, which the second cache holds, so that G is read and packed once."""
+_PAIRS_AT_ONCE, _ROWS_AT_ONCE, _COLUMNS_AT_ONCE = 256, 512, 1024
+"""`amx_outer` packs as much, of A 256 KB and of G 512, which the second cache holds."""
 AMX_SCRATCH = _PAIRS_AT_ONCE * (_ROWS_AT_ONCE + _COLUMNS_AT_ONCE) // 2
 """Numbers of float32 that one call of `amx_outer` needs; each thread needs its own."""
+FACTOR_WORDS = 5
 
 _SIGNATURES = {
     "amx_pack_b": PACK_B,
     "amx_product": signature("rows k n a lda b c ldc init init_ld"),
-    "amx_outer": signature("p m n a lda g ldg c ldc scratch"),
+    "amx_outer": {**signature("p n g ldg scratch count"), "factors": PTR},
 }
 _SUMS = signature("steps a b panel c ldc init init_ld")
 
@@ -229,51 +231,73 @@ def _all_columns(
     e.loop(n, lambda column, _: _do(e, alone, [height, e.sub(n, column), *at(column)]), start=pairs, step=BLOCK)
 
 
-# --- C += A^T @ G
+# --- C += A^T @ G, of several A
 
 
 @once("amx_outer")
 def amx_outer(module: ir.Module, target: Target, element: ir.Type, *, name: str) -> ir.Function:
-    """void amx_outer(i64 p, i64 m, i64 n, a, i64 lda, g, i64 ldg, c, i64 ldc, scratch)
+    """void amx_outer(i64 p, i64 n, g, i64 ldg, scratch, i64 count, factors)
 
-    As `outer`, but the same bits only for splits of p at multiples of 32; `scratch` has room for AMX_SCRATCH numbers.
+    C[m, n] += A[p, m]^T @ G[p, n] for each of so many `factors`: i64 m, a, i64 lda, c, i64 ldc, one after the other. G
+    is read and packed once for all. The bits are the same for any split of p at multiples of 32, and of m and n.
+    `scratch` has room for AMX_SCRATCH numbers.
     """
     e = define(module, name, _SIGNATURES["amx_outer"], target)
-    p, m, _, a, lda, *_, scratch = e.arguments
+    p, n, g, ldg, scratch, count, factors = e.arguments
     a_packed = e.offset(scratch, _PAIRS_AT_ONCE * _COLUMNS_AT_ONCE // 2, element)
 
     def some_pairs(first_pair: Value, _: list[Value]) -> None:
         pairs = e.min(e.sub(p, first_pair), _PAIRS_AT_ONCE)
 
-        def some_rows(first_row: Value, _: list[Value]) -> None:
-            rows = e.min(e.sub(m, first_row), _ROWS_AT_ONCE)
-            a_here = e.offset(a, e.add(e.mul(first_pair, lda), first_row), element)
-            lay_out_block(e, pairs, rows, a_here, lda, a_packed)
-            _outer_columns(e, element, first_pair, pairs, first_row, rows, a_packed)
+        def some_columns(first: Value, _: list[Value]) -> None:
+            columns = e.min(e.sub(n, first), _COLUMNS_AT_ONCE)
+            g_here = e.offset(g, e.add(e.mul(first_pair, ldg), first), element)
+            lay_out_panels(e, pairs, columns, g_here, ldg, scratch)
 
-        e.loop(m, some_rows, step=_ROWS_AT_ONCE)
+            def one_factor(i: Value, _: list[Value]) -> None:
+                factor = _Factor(e, e.offset(factors, e.mul(i, FACTOR_WORDS), I64), element)
+                factor.add(first_pair, pairs, first, columns, a_packed, scratch)
+
+            e.loop(count, one_factor)
+
+        e.loop(n, some_columns, step=_COLUMNS_AT_ONCE)
 
     e.loop(p, some_pairs, step=_PAIRS_AT_ONCE)
     _amx(e, "tilerelease")
     return e.done()
 
 
-def _outer_columns(
-    e: Emitter, element: ir.Type, first_pair: Value, pairs: Value, first_row: Value, rows: Value, a_packed: Value
-) -> None:
-    """Blocks of A, packed, times all columns of G."""
-    _, _, n, _, _, g, ldg, c, ldc, g_packed = e.arguments
-    tile = _whole_or_masked(e.module, e.target, element)
-    steps = e.ceil_div(pairs, STEP)
-    size = e.mul(steps, STEP_BYTES)
+class _Factor:
+    """One of A, with its C."""
 
-    def some_columns(first: Value, _: list[Value]) -> None:
-        left = e.min(e.sub(n, first), _COLUMNS_AT_ONCE)
-        lay_out_panels(e, pairs, left, e.offset(g, e.add(e.mul(first_pair, ldg), first), element), ldg, g_packed)
+    def __init__(self, e: Emitter, words: Value, element: ir.Type) -> None:
+        self.e, self.element = e, element
+        self.m, self.lda, self.ldc = (e.load(words, I64, i) for i in (0, 2, 4))
+        self.a, self.c = (e.load_pointer(words, i) for i in (1, 3))
+
+    def add(
+        self, first_pair: Value, pairs: Value, first: Value, columns: Value, a_packed: Value, g_packed: Value
+    ) -> None:
+        e = self.e
+
+        def some_rows(row: Value, _: list[Value]) -> None:
+            rows = e.min(e.sub(self.m, row), _ROWS_AT_ONCE)
+            a_here = e.offset(self.a, e.add(e.mul(first_pair, self.lda), row), self.element)
+            c_here = e.offset(self.c, e.add(e.mul(row, self.ldc), first), self.element)
+            lay_out_block(e, pairs, rows, a_here, self.lda, a_packed)
+            self._add_packed(e.ceil_div(pairs, STEP), rows, columns, a_packed, g_packed, c_here)
+
+        e.loop(self.m, some_rows, step=_ROWS_AT_ONCE)
+
+    def _add_packed(
+        self, steps: Value, rows: Value, columns: Value, a_packed: Value, g_packed: Value, c: Value
+    ) -> None:
+        """A panel in the nearest cache, all blocks pass by."""
+        e, size = self.e, self.e.mul(steps, STEP_BYTES)
+        tile = _whole_or_masked(e.module, e.target, self.element)
 
         def one_panel(column: Value, _: list[Value]) -> None:
             b_here = e.offset(g_packed, e.mul(size, e.div(column, BLOCK)), I8)
-            c_here = e.offset(c, e.add(e.mul(first_row, ldc), e.add(first, column)), element)
 
             def one_block(row: Value, _: list[Value]) -> None:
                 height = e.min(e.sub(rows, row), BLOCK)
@@ -281,14 +305,12 @@ def _outer_columns(
                 other = e.b.or_(e.compare("==", row, 0), e.compare("<", height, BLOCK))
                 e.choose(other, lambda: _configure(e, height))
                 a_here = e.offset(a_packed, e.mul(size, e.div(row, BLOCK)), I8)
-                to = e.offset(c_here, e.mul(row, ldc), element)
-                e.call(tile, [height, e.sub(left, column), steps, a_here, b_here, size, to, ldc, to, ldc])
+                to = e.offset(c, e.add(e.mul(row, self.ldc), column), self.element)
+                e.call(tile, [height, e.sub(columns, column), steps, a_here, b_here, size, to, self.ldc, to, self.ldc])
 
             e.loop(rows, one_block, step=BLOCK)
 
-        e.loop(left, one_panel, step=BLOCK)
-
-    e.loop(n, some_columns, step=_COLUMNS_AT_ONCE)
+        e.loop(columns, one_panel, step=BLOCK)
 
 
 # --- all of them, compiled once

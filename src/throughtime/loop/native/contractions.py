@@ -6,13 +6,14 @@ convolution, they are copied for a few pairs at a time.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from llvmlite import ir
 
-from throughtime.loop.native.amx import AMX_SCRATCH, declare_amx
+from throughtime.loop.native.amx import AMX_SCRATCH, FACTOR_WORDS, declare_amx
 from throughtime.loop.native.amx_packing import BLOCK
 from throughtime.loop.native.gemm import declare_products, outer_scratch, panel_width
-from throughtime.loop.native.ir import I64, PTR, Emitter, Value, bits_of, define, new_module
+from throughtime.loop.native.ir import I64, PTR, Emitter, Value, define, new_module
 from throughtime.loop.native.passes import emit_pass
 from throughtime.loop.native.program import Buffer, Load, Pass, Store, SubPass
 from throughtime.loop.native.target import Target
@@ -100,38 +101,54 @@ def emit_contractions(contractions: Sequence[Contraction], element: ir.Type, tar
     room = contraction_scratch(contractions, target, element)
     scratch = e.offset(e.load_pointer(block, FIRST_ARGUMENT + 1), e.mul(share, room), element)
     copies = e.offset(scratch, _packing_scratch(contractions, target, element), element)
-    for i, contraction in enumerate(contractions):
-        pointers = [e.load_pointer(block, FIRST_ARGUMENT + 2 + 3 * i + j) for j in range(3)]
-        part = _Part(e, element, contraction, pointers, scratch, copies, share, e.load(block, I64, 1))
-        part.emit(pairs)
+    located = [
+        _Located(contraction, *(e.load_pointer(block, FIRST_ARGUMENT + 2 + 3 * i + j) for j in range(3)))
+        for i, contraction in enumerate(contractions)
+    ]
+    for group in _groups(located, target):
+        _Part(e, element, group, scratch, copies, share, e.load(block, I64, 1)).emit(pairs)
     body = e.done()
     define_worker(module, target, name, body)
     return module
 
 
+class _Located(NamedTuple):
+    """A contraction and where its values and its sums lie."""
+
+    contraction: Contraction
+    a: Value
+    g: Value
+    out: Value
+
+
+def _groups(located: Sequence[_Located], target: Target) -> list[list[_Located]]:
+    """On tiles, those that read the same g where it lies are summed together: it is packed once for all."""
+    groups: dict[object, list[_Located]] = {}
+    for i, one in enumerate(located):
+        c = one.contraction
+        groups.setdefault(c.g if c.is_on_tiles(target) and not c.copied else i, []).append(one)
+    return list(groups.values())
+
+
 class _Part:
-    """A share's part of one contraction: a range of rows or of columns."""
+    """A share's part of contractions with one g, or of one contraction: a range of columns."""
 
     def __init__(
         self,
         e: Emitter,
         element: ir.Type,
-        contraction: Contraction,
-        pointers: list[Value],
+        group: list[_Located],
         scratch: Value,
         copies: Value,
         share: Value,
         shares: Value,
     ) -> None:
-        self.e, self.element, self.contraction = e, element, contraction
-        self.a, self.g, self.out = pointers
+        self.e, self.element, self.group = e, element, group
+        self.contraction, self.a, self.g, self.out = group[0]
         self.scratch, self.copies = scratch, copies
-        self.on_tiles = contraction.is_on_tiles(e.target)
-        m, n = (0, *contraction.shape)[-2:]
-        self.by_rows = m > n
-        grain = e.target.tile(bits_of(element)).rows if self.by_rows else panel_width(e.target, element)
-        grain = BLOCK if self.on_tiles else grain
-        self.low, self.high = _range(e, m if self.by_rows else n, grain, share, shares)
+        self.on_tiles = self.contraction.is_on_tiles(e.target)
+        grain = BLOCK if self.on_tiles else panel_width(e.target, element)
+        self.low, self.high = _range(e, self.contraction.g.size, grain, share, shares)
 
     def emit(self, pairs: Value) -> None:
         e = self.e
@@ -177,21 +194,27 @@ class _Part:
     def _outer(self, pairs: Value, size: Value, a: Value, g: Value) -> None:
         e, c = self.e, self.contraction
         assert c.a is not None
-        row, column = (self.low, e.integer(0)) if self.by_rows else (e.integer(0), self.low)
-        arguments = [
-            e.mul(pairs, c.g.vectors),
-            size if self.by_rows else e.integer(c.a.size),
-            e.integer(c.g.size) if self.by_rows else size,
-            self._from(a, row),
-            e.integer(c.a.step),
-            self._from(g, column),
-            e.integer(c.g.step),
-            self._from(self.out, e.add(e.mul(row, c.g.size), column)),
-            e.integer(c.g.size),
-            self.scratch,
-        ]
-        products = declare_amx(e.module) if self.on_tiles else declare_products(e.module, self.element)
-        e.call(products.outer, arguments)
+        vectors, step = e.mul(pairs, c.g.vectors), e.integer(c.g.step)
+        g_here = self._from(g, self.low)
+        if self.on_tiles:
+            factors = [self._factor(self.group[0], a), *(self._factor(one, None) for one in self.group[1:])]
+            table = e.stack(I64, FACTOR_WORDS * len(factors))
+            for i, word in enumerate(word for factor in factors for word in factor):
+                e.store(word, table, i)
+            count = e.integer(len(factors))
+            e.call(declare_amx(e.module).outer, [vectors, size, g_here, step, self.scratch, count, table])
+        else:
+            m, a_step, out = e.integer(c.a.size), e.integer(c.a.step), self._from(self.out, self.low)
+            arguments = [vectors, m, size, a, a_step, g_here, step, out, e.integer(c.g.size), self.scratch]
+            e.call(declare_products(e.module, self.element).outer, arguments)
+
+    def _factor(self, one: _Located, a: Value | None) -> list[Value]:
+        """As `amx_outer` reads it. a: where its vectors are, if not in the value itself."""
+        e, c = self.e, one.contraction
+        assert c.a is not None
+        a = self._from(one.a, c.a.view.offset) if a is None else a
+        first, out = (e.b.ptrtoint(pointer, I64) for pointer in (a, self._from(one.out, self.low)))
+        return [e.integer(c.a.size), first, e.integer(c.a.step), out, e.integer(c.g.size)]
 
     def _from(self, pointer: Value, index: Value | int) -> Value:
         return self.e.offset(pointer, index, self.element)

@@ -19,6 +19,7 @@ __all__ = [
     "leaves_as",
     "leaves_with_paths",
     "map_leaves",
+    "restructure",
     "same_structure",
     "skeleton",
     "unflatten",
@@ -68,7 +69,17 @@ def leaves_as(value: Nested, like: Nested) -> list[Any]:
 def map_leaves(function: Callable[..., Any], value: Nested, *others: Nested) -> Nested:
     if isinstance(value, Tensor):
         return function(value, *others)
+    if _is_flat(value) and all(_is_alike(other, value) for other in others):
+        return _rebuilt(value, map(function, value, *others))
     return pytree.tree_map(function, value, *others, is_leaf=_is_packed)
+
+
+def restructure(flat: Iterable[Any], like: Nested) -> Nested:
+    """The leaves put together as those of `like` are."""
+    if isinstance(like, Tensor):
+        (leaf,) = flat
+        return leaf
+    return _rebuilt(like, flat) if _is_flat(like) else unflatten(flatten(like)[1], flat)
 
 
 def leaves_with_paths(value: Nested, root: str) -> list[tuple[str, Any]]:
@@ -105,6 +116,15 @@ def _is_flat(value: Nested) -> bool:
     """A tuple, named tuple or list of tensors: nearly every state, and quicker to take apart here than by pytree."""
     plain = type(value) in (tuple, list) or (isinstance(value, tuple) and hasattr(value, "_fields"))
     return plain and not isinstance(value, PackedSequence) and all(isinstance(part, Tensor) for part in value)
+
+
+def _is_alike(other: Nested, flat: Nested) -> bool:
+    return type(other) is type(flat) and len(other) == len(flat) and _is_flat(other)
+
+
+def _rebuilt(like: Nested, parts: Iterable[Any]) -> Nested:
+    """A flat value of the kind of `like`."""
+    return type(like)(*parts) if hasattr(like, "_fields") else type(like)(parts)
 
 
 def _is_packed(value: Any) -> bool:

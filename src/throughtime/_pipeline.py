@@ -23,7 +23,7 @@ from throughtime._cache import Cache, Entry
 from throughtime._eager import eager
 from throughtime._errors import BackendError, BackendWarning, CaptureError, PlanError
 from throughtime._limits import has_no_numbers, limit_around, limit_of
-from throughtime._nested import Nested, flatten, leaves, map_leaves, unflatten
+from throughtime._nested import Nested, flatten, leaves, map_leaves, restructure, unflatten
 from throughtime._sequence import Ragged
 from throughtime._state import check_output, rounds_products, split_result, trial
 from throughtime._types import Backend
@@ -292,7 +292,7 @@ class ResetStep:
 def _native(request: Run, loop: Compiled, consts: list[Tensor]) -> tuple[Nested, Nested]:
     call, flat = _native_call(request, loop, consts)
     ys, final = run_native(call, flat)
-    return unflatten(loop.trace.ys_structure, ys), unflatten(flatten(request.state)[1], final)
+    return unflatten(loop.trace.ys_structure, ys), restructure(final, request.state)
 
 
 class Held:
@@ -307,7 +307,7 @@ class Progress:
 
     def __init__(self, request: Run, held: Held) -> None:
         call, flat = _native_call(request, held.loop, held.consts, held.constants)
-        self._loop, (self._carry, self._structure) = held.loop, flatten(request.state)
+        self._loop, self._like, self._carry = held.loop, request.state, leaves(request.state)
         self._stepper = self._loop.kernel.stepper(call.bind(flat), self._carry, request.chunk)
 
     @property
@@ -321,7 +321,7 @@ class Progress:
     @property
     def state(self) -> Nested:
         """As it is now; the next steps write on it."""
-        return unflatten(self._structure, self._loop.kernel.final(self._stepper.state, self._carry))
+        return restructure(self._loop.kernel.final(self._stepper.state, self._carry), self._like)
 
 
 def _native_call(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from throughtime._errors import SequenceError
-from throughtime._nested import Nested, flatten, leaves, leaves_as, leaves_with_paths, map_leaves, unflatten
+from throughtime._nested import Nested, leaves, leaves_as, leaves_with_paths, map_leaves, restructure
 from throughtime._sequence import Ragged, common_axes, pairs_of, read_lengths, rows_per_step, sort_lengths, spread_out
 from throughtime._state import describe
 from throughtime.loop.spill import StepFile
@@ -111,7 +111,7 @@ class _Spool:
         self.chunks += 1
 
     def read(self, start: int, stop: int) -> Nested:
-        return unflatten(flatten(self.no_steps)[1], [file.read(start, stop) for file in self.files])
+        return restructure([file.read(start, stop) for file in self.files], self.no_steps)
 
     def _named(self, chunk: Any) -> Nested:
         if not isinstance(chunk, (tuple, list)) or len(chunk) != 2:

@@ -16,6 +16,7 @@ from throughtime._nested import (
     leaves_as,
     leaves_with_paths,
     map_leaves,
+    restructure,
     same_structure,
     unflatten,
 )
@@ -135,7 +136,7 @@ def fit_state(given: Nested, like: Nested | None, batch_size: int, name: str, *,
             + "\n".join(wrong)
             + "\nPass a state of the cell's sizes, or give the cell another number of units."
         )
-    return unflatten(flatten(like)[1], leaves_as(given, like))
+    return restructure(leaves_as(given, like), like)
 
 
 def split_result(result: Any, state: Nested) -> tuple[Nested, Nested]:

@@ -45,6 +45,10 @@ def _own_row(x: Tensor) -> Tensor:
     return y + x[rows, x.argmax(1)][:, None]
 
 
+def _turned(x: Tensor) -> Tensor:
+    return x[:, :6].reshape(-1, 2, 3).transpose(1, 2)
+
+
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     **{f.__name__: f for f in (F.elu, F.selu, F.gelu, F.silu, F.mish, F.softplus, F.hardtanh, F.hardsigmoid)},
     **{f.__name__: f for f in (F.hardswish, F.leaky_relu, F.relu6, F.celu, F.logsigmoid, F.softsign, F.tanhshrink)},
@@ -67,6 +71,9 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     ),
     "logic": lambda x: x * ((x > 0) & (x < 1) | ~(x >= -1) ^ (x == 0)) + x * torch.logical_not(x),
     "lerp": lambda x: torch.lerp(x, x * 2, torch.sigmoid(x)) + torch.lerp(x, x * 2, 0.3),
+    "lerp of turned": lambda x: (
+        x + torch.lerp(_turned(x), _turned(2 * x), _turned(x).contiguous()).flatten(1).mean(1, True)
+    ),
     "addcmul": lambda x: torch.addcmul(x, x, x, value=0.5) + torch.addcdiv(x, x, x * x + 1) + torch.sub(x, x, alpha=3),
     "prelu": lambda x: F.prelu(x, torch.tensor([0.2])) + F.threshold(x, 0.1, 0.2) + F.glu(torch.cat([x, x * 2], -1)),
     "dtypes": lambda x: (

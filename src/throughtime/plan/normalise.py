@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from throughtime.capture.graph import StepPair
 from throughtime.plan.convolutions import narrow_convolutions, split_convolutions, split_kernel_gradients, sum_biases
+from throughtime.plan.depthwise import weigh_windows
 from throughtime.plan.editor import GraphEditor
 from throughtime.plan.places import Places
 from throughtime.plan.pools import reduce_windows
@@ -32,6 +33,7 @@ def normalise(pair: StepPair) -> GraphEditor:
     graph = GraphEditor(pair)
     name_outer_products(graph)
     sum_biases(graph)
+    weigh_windows(graph)
     split_groups(graph)
     _tidy(graph)
     changed = True

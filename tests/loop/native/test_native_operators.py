@@ -461,14 +461,33 @@ def test_a_convolutional_lstm(sizes: tuple[int, ...]) -> None:
         torch.testing.assert_close(got, want, rtol=2e-4, atol=2e-4)
 
 
+def by_channel(x: Any, h: Tensor, square: Tensor, many: Tensor, few: Tensor, turned: Tensor) -> Any:
+    """A kernel for each channel, or several; few channels and more than 16; over one axis and two, and transposed."""
+    line, image = x
+    line, image = torch.tanh(line + h[:, :1, None]), torch.tanh(image * h[:, :1, None, None])
+    found = {
+        "over two axes": F.conv2d(image, square, square[:, 0, 0, 0], stride=(2, 1), padding=1, groups=3),
+        "of many channels": F.conv1d(line, many, padding=2, dilation=2, groups=20),
+        "several of each": F.conv1d(line[:, :4], few, few[:, 0, 0], groups=4),
+        "transposed": F.conv_transpose1d(line, turned, turned[:, 0, 0], stride=2, padding=1, groups=20),
+    }
+    return found, torch.tanh(h + found["of many channels"].mean(1))
+
+
+def test_convolutions_with_a_kernel_for_each_channel() -> None:
+    kernels = [numbers(*shape) / 2 for shape in [(3, 1, 3, 2), (20, 1, 3), (8, 1, 3), (20, 1, 2)]]
+    inputs = (numbers(ROWS, STEPS, 20, UNITS), numbers(ROWS, STEPS, 3, 5, 4))
+    check(by_channel, kernels, inputs, torch.float64)
+
+
 def test_a_convolution_of_many_groups_is_refused() -> None:
     def step(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         h = torch.tanh(F.conv1d(h, kernel, padding=1, groups=20) + x)
         return h, h
 
-    kernel = numbers(20, 1, 3)
+    kernel = numbers(40, 2, 3)
     with pytest.raises(BackendError, match=r"operator 'convolution' .* is not in the native backend's table"):
-        dynamic_rnn(step, numbers(ROWS, STEPS, 20, UNITS), None, numbers(ROWS, 20, UNITS), backend="native")
+        dynamic_rnn(step, numbers(ROWS, STEPS, 40, UNITS), None, numbers(ROWS, 40, UNITS), backend="native")
 
 
 def resized(x: Tensor, h: Tensor) -> tuple[Nested, Tensor]:

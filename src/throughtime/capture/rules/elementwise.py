@@ -195,7 +195,7 @@ def _to_copy(v: Values, call: Call, x: Value, *_: Any, **__: Any) -> Value:
     return v.cast(x, call.result.dtype)
 
 
-@rule("detach", "alias", "clone", "contiguous", "lift", "positive", "_lazy_clone")
+@rule("detach", "alias", "clone", "contiguous", "lift", "positive", "_lazy_clone", "prims::copy_strided")
 def _same(v: Values, call: Call, x: Value, *_: Any, **__: Any) -> Value:
     return x
 

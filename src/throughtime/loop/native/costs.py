@@ -102,5 +102,5 @@ def _sums(kernel: "NativeKernel", threads: int) -> int:
     """Partial sums and totals of what becomes the weights' gradients."""
     reductions = (*kernel.lowered.reductions, *kernel.lowered.row_reductions)
     entries = sum(math.prod(int(n) for n in reduction.node.shape) for reduction in reductions)
-    scratch = kernel.contraction_scratch("pairs") * threads
+    scratch = kernel.sum_scratch["pairs"] * threads
     return (2 * entries + scratch) * kernel.lowered.element.itemsize

@@ -27,7 +27,7 @@ from throughtime.loop.native.lower import Lowered, lower
 from throughtime.loop.native.program import Buffer, Program, Weight
 from throughtime.loop.native.room import Empty, fresh
 from throughtime.loop.native.run import Code, Layout
-from throughtime.loop.native.sums import own_sums
+from throughtime.loop.native.sums import OwnSum, own_sums
 from throughtime.loop.native.target import Target, host_target
 from throughtime.loop.native.tiles import full_name
 from throughtime.loop.native.views import feature_shape
@@ -55,6 +55,8 @@ class NativeKernel:
         self._lock = threading.Lock()
         self.lookups = find_lookups(plan)
         self.own_sums = {"pairs": own_sums(self.lowered.reductions), "rows": own_sums(self.lowered.row_reductions)}
+        self.sum_scratch = {over: self._scratch(sums) for over, sums in self.own_sums.items()}
+        """Numbers that each thread needs for the sums over pairs, or over rows."""
 
     # --- one call
 
@@ -244,9 +246,8 @@ class NativeKernel:
         features = feature_shape(self.plan.values[name].shape)
         return flat if len(features) == 1 else flat.view(flat.shape[0], *features)
 
-    def contraction_scratch(self, over: str) -> int:
-        """Numbers that each thread needs for the sums over pairs, or over rows."""
-        return contraction_scratch([own.contraction for own in self.own_sums[over]], self.target, self.element)
+    def _scratch(self, sums: Mapping[str, OwnSum]) -> int:
+        return contraction_scratch([own.contraction for own in sums.values()], self.target, self.element)
 
     # --- weights
 
@@ -318,7 +319,7 @@ class NativeKernel:
         """The worker of the sums over pairs, or over rows."""
         with self._lock:
             if over not in self._contractions:
-                contractions = [own.contraction for own in self.own_sums[over]]
+                contractions = [own.contraction for own in self.own_sums[over].values()]
                 module = emit_contractions(contractions, self.element, self.target, "worker")
                 self._contractions[over] = self._compiled(module)
             return self._contractions[over].address("worker")

@@ -38,15 +38,16 @@ class OwnSum:
     turned: bool
 
 
-def own_sums(reductions: Sequence[Reduction]) -> list[OwnSum]:
-    """`outer` and `sum`; a table's gradient is left to PyTorch."""
-    found = []
+def own_sums(reductions: Sequence[Reduction]) -> dict[str, OwnSum]:
+    """`outer` and `sum`, by the name of the node; a table's gradient is left to PyTorch."""
+    found = {}
     for reduction in reductions:
         if reduction.node.op == "outer":
-            found.append(_outer(reduction))
+            found[reduction.node.name] = _outer(reduction)
         elif reduction.node.op == "sum":
             (g,), (width,) = reduction.operands, reduction.widths
-            found.append(OwnSum(reduction, Contraction(None, Side(g, width, 1, math.prod(g.shape))), False))
+            total = Contraction(None, Side(g, width, 1, math.prod(g.shape)))
+            found[reduction.node.name] = OwnSum(reduction, total, False)
     return found
 
 
@@ -71,11 +72,11 @@ class Sums:
         self.kernel, self.threads = kernel, bound.batch.threads
         dtype = kernel.lowered.element
         self.reductions = kernel.lowered.reductions if over == "pairs" else kernel.lowered.row_reductions
-        self.own = {s.reduction.node.name: s for s in kernel.own_sums[over]}
+        self.own = kernel.own_sums[over]
         self.partial = {r.node.name: torch.zeros(self._partial_shape(r), dtype=dtype) for r in self.reductions}
         self.totals: dict[str, Tensor] = {}
         self.worker = kernel.contractions(over) if self.own else 0
-        self.scratch = bound.empty((kernel.contraction_scratch(over) * self.threads,), dtype)
+        self.scratch = bound.empty((kernel.sum_scratch[over] * self.threads,), dtype)
 
     def _partial_shape(self, reduction: Reduction) -> tuple[int, ...]:
         own = self.own.get(reduction.node.name)

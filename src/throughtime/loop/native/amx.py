@@ -14,7 +14,7 @@ Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, 
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from llvmlite import ir
 
@@ -26,6 +26,7 @@ from throughtime.loop.native.amx_packing import (
     TILE_BYTES,
     amx_pack_b,
     amx_packed_size,
+    constant_bytes,
     lay_out_block,
     lay_out_panels,
     round_rows,
@@ -70,27 +71,12 @@ def _amx(e: Emitter, name: str, *arguments: Value | int) -> None:
     e.intrinsic(f"llvm.x86.{name}", VOID, values)
 
 
-def _table(e: Emitter, name: str, content: bytes) -> Value:
-    """The address of constant bytes."""
-    known: Any = e.module.globals.get(name)
-    if known is None:
-        type_ = ir.ArrayType(I8, len(content))
-        known = ir.GlobalVariable(e.module, type_, name)
-        known.initializer, known.linkage, known.global_constant = (
-            ir.Constant(type_, bytearray(content)),
-            "internal",
-            True,
-        )
-        known.align = 64
-    return e.b.bitcast(known, PTR)
-
-
 # --- a block times a panel
 
 
 def _configure(e: Emitter, rows: Value) -> None:
     """Tiles for a block of 1 to 32 rows."""
-    table = _table(e, "amx_configurations", b"".join(map(_configuration, range(1, BLOCK + 1))))
+    table = constant_bytes(e, "amx_configurations", b"".join(map(_configuration, range(1, BLOCK + 1))))
     _amx(e, "ldtilecfg", e.offset(table, e.mul(e.sub(rows, 1), 64), I8))
 
 
@@ -207,7 +193,7 @@ def _all_columns(
     _, _, n, _, _, b, c, ldc, init, init_ld = e.arguments
     together, alone = _sums(e.module, e.target, element, 1, 2), _whole_or_masked(e.module, e.target, element)
     none, begins = e.is_null(init), e.compare("==", first, 0)
-    zeros = _table(e, "amx_zeros", bytes(4 * 2 * BLOCK))
+    zeros = constant_bytes(e, "amx_zeros", bytes(4 * 2 * BLOCK))
     panel = e.mul(steps, STEP_BYTES)
 
     def at(column: Value) -> list[Value]:

@@ -9,6 +9,7 @@ belong into a column of the tile, 16 rows of 16 pairs are transposed in register
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from llvmlite import ir
 
@@ -25,6 +26,7 @@ __all__ = [
     "TILE_BYTES",
     "amx_pack_b",
     "amx_packed_size",
+    "constant_bytes",
     "lay_out_block",
     "lay_out_panels",
     "round_rows",
@@ -102,6 +104,17 @@ def _lay_out(
     e.loop(steps, one_step)
 
 
+def constant_bytes(e: Emitter, name: str, content: bytes) -> Value:
+    """The address of constant bytes."""
+    known: Any = e.module.globals.get(name)
+    if known is None:
+        type_ = ir.ArrayType(I8, len(content))
+        known = ir.GlobalVariable(e.module, type_, name)
+        known.initializer, known.global_constant = ir.Constant(type_, bytearray(content)), True
+        known.linkage, known.align = "internal", 64
+    return e.b.bitcast(known, PTR)
+
+
 @once("amx_pairs_of_rows")
 def _pairs_of_rows(module: ir.Module, target: Target, element: ir.Type, turned: int, *, name: str) -> ir.Function:
     """32 rows of 16 numbers, of which `rows` and `columns` are there -> a tile of B or, `turned`, of A."""
@@ -136,10 +149,12 @@ def _fill(
     def load(row: int, column: int) -> Value:
         return e.load_vector(e.offset(source, e.mul(ld, row), F32), F32, index=column, lanes=SIDE)
 
+    zeros = constant_bytes(e, f"amx_zeros_{columns}", bytes(4 * columns))
+    masks = {x: e.tail_mask(columns_left, F32, first=x, lanes=SIDE) for x in range(0, columns, SIDE)}
+
     def load_masked(row: int, column: int) -> Value:
-        there = e.b.select(e.compare(">", rows_left, row), columns_left, e.integer(0))
-        mask = e.tail_mask(there, F32, first=column, lanes=SIDE)
-        return e.load_vector(e.offset(source, e.mul(ld, row), F32), F32, mask, index=column, lanes=SIDE)
+        there = e.b.select(e.compare(">", rows_left, row), e.offset(source, e.mul(ld, row), F32), zeros)
+        return e.load_vector(there, F32, masks[column], index=column, lanes=SIDE)
 
     def pairs_by(loader: Callable[[int, int], Value]) -> list[Value]:
         return [one_row(loader, i) for i in range(SIDE)]

@@ -210,7 +210,7 @@ def _by_row(v: Values, call: Call, op: str, dim: int, operands: tuple[Value, ...
     operands = tuple(v.placed(o, operands[1].place) for o in operands)
     x, index = operands[:2]
     axis = v.feature_axis(x, dim, f"takes some rows by index; {_REMEDY}")
-    if any(o.place != x.place for o in operands) or (x.place is not None and x.place.parts):
+    if any(o.place != x.place for o in operands):
         raise MixedRows("its operands must all have their rows on the same axis")
     sizes = index.sizes if op == "gather" else x.sizes
     args = tuple(o.ref for o in operands)

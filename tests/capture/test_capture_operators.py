@@ -148,6 +148,8 @@ SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
     ),
     "from a list": lambda x: x * torch.tensor([0.5, 1.0, 2.0, 0.1, 0.2, 0.3, 0.4]),
 }
+
+
 def _of_parts(x: Tensor) -> Tensor:
     """Several lines of each row, one below the other."""
     lines = x[:, :6].reshape(-1, 3)

@@ -501,6 +501,9 @@ def resized(x: Tensor, h: Tensor) -> tuple[Nested, Tensor]:
         "by a factor": F.interpolate(image, scale_factor=(1.7, 0.5), recompute_scale_factor=False),
         "exact": F.interpolate(image, (5, 9), mode="nearest-exact"),
         "of a room": F.interpolate(image[:, :, :2].unsqueeze(1), (3, 2, 6)),
+        "between": F.interpolate(image, (7, 9), mode="bilinear"),
+        "between corners": F.interpolate(image.flatten(1, 2), 4, mode="linear", align_corners=True),
+        "means": F.adaptive_avg_pool2d(image, (3, 4)),
         "apart": F.interpolate(image.flatten(0, 1).unsqueeze(1), scale_factor=2).sum((1, 2)).view(len(x), -1),
     }
     return found, h

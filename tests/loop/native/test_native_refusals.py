@@ -23,6 +23,12 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], Any], Tensor, Tensor, str]] 
         H,
         r"operator 'sort' .* is not in the native backend's table",
     ),
+    "large images": (
+        lambda x, h: (F.interpolate(x.unsqueeze(1), 2000, mode="linear"), h),
+        X,
+        H,
+        "operator 'upsample_linear1d' .* is not in the native",
+    ),
     "truths": (
         lambda x, h: (x, torch.maximum(h, x > 0)),
         X,

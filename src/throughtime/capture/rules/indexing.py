@@ -10,7 +10,7 @@ from throughtime.capture.rules.table import rule
 from throughtime.capture.tape import Call
 from throughtime.capture.values import Value, Values
 
-__all__ = ["kept"]
+__all__ = ["kept", "over_features"]
 
 _REMEDY = "use torch.gather, an embedding, or index_select along a feature axis"
 
@@ -228,15 +228,13 @@ def _max_backward(v: Values, call: Call, d_y: Value, dim: int, index: Value, siz
     return _by_row(v, call, "scatter", dim, (zeros, index, d_y))
 
 
-_POOLS = ("avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d",
-          "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d_backward", "avg_pool3d_backward",
-          "max_pool2d_with_indices_backward", "max_pool3d_with_indices_backward", "_adaptive_avg_pool2d_backward",
-          "upsample_linear1d", "upsample_bilinear2d", "upsample_bilinear2d_backward", "upsample_linear1d_backward",
-          "im2col", "col2im")  # fmt: skip
+_POOLS = ("avg_pool1d", "avg_pool2d", "avg_pool3d", "avg_pool2d_backward", "avg_pool3d_backward",
+          "max_pool2d_with_indices", "max_pool3d_with_indices",
+          "max_pool2d_with_indices_backward", "max_pool3d_with_indices_backward", "im2col", "col2im")  # fmt: skip
 
 
 @rule(*_POOLS)
-def _over_features(v: Values, call: Call, *args: Any, **kwargs: Any) -> Any:
+def over_features(v: Values, call: Call, *args: Any, **kwargs: Any) -> Any:
     """Operators on images, whose first axis is the batch."""
     least = 4 if "2d" in call.name or "col" in call.name else 5 if "3d" in call.name else 3
     for x in args:

@@ -1,11 +1,12 @@
-"""Images of another size, of the nearest entries of the old: those of an axis are repeated, or read by number."""
+"""Images of another size, axis by axis: entries that are repeated or read by number, or a product with a table."""
 
 from typing import Any
 
 import torch
 
 from throughtime.capture.formulas import NEAREST
-from throughtime.capture.rules.making import constant
+from throughtime.capture.rules.indexing import over_features
+from throughtime.capture.rules.making import LARGEST_TABLE, constant
 from throughtime.capture.rules.table import rule
 from throughtime.capture.tape import Call
 from throughtime.capture.values import Value, Values
@@ -64,3 +65,60 @@ def _gathered(v: Values, d_y: Value, dim: int, old: int, sources: torch.Tensor) 
     zeros = v.full((*sizes[:dim], old, *sizes[dim + 1 :]), 0, d_y.dtype)
     args = (v.placed(zeros, d_y.place).ref, constant(v, sources).ref, d_y.ref)
     return v.emit("index_add", args, zeros.sizes, d_y.place, d_y.dtype, dim=axis)
+
+
+# --- what mixes neighbours
+
+
+@rule("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d")
+def _linear(v: Values, call: Call, x: Value, sizes: Any, align: bool, *scales: Any) -> Value:
+    tables = _linear_tables(x, x.sizes[2:], sizes, align, scales)
+    return _mixed(v, x, tables) or over_features(v, call, x, sizes, align, *scales)
+
+
+@rule("upsample_linear1d_backward", "upsample_bilinear2d_backward", "upsample_trilinear3d_backward")
+def _linear_backward(v: Values, call: Call, d_y: Value, sizes: Any, old_sizes: Any, align: bool, *scales: Any) -> Value:
+    tables = _linear_tables(d_y, old_sizes[2:], sizes, align, scales)
+    return _mixed(v, d_y, [t.T for t in tables]) or over_features(v, call, d_y, sizes, old_sizes, align, *scales)
+
+
+@rule("_adaptive_avg_pool2d", "_adaptive_avg_pool3d")
+def _means(v: Values, call: Call, x: Value, sizes: Any) -> Value:
+    return _mixed(v, x, _mean_tables(x, sizes)) or over_features(v, call, x, sizes)
+
+
+@rule("_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward")
+def _means_backward(v: Values, call: Call, d_y: Value, x: Value) -> Value:
+    tables = _mean_tables(x, d_y.sizes[2:])
+    return _mixed(v, d_y, [t.T for t in tables]) or over_features(v, call, d_y, x)
+
+
+def _linear_tables(x: Value, old_sizes: Any, sizes: Any, align: bool, scales: Any) -> list[torch.Tensor]:
+    line = torch.ops.aten.upsample_linear1d.default
+    both = zip(old_sizes, _along(sizes, scales))
+    return [line(_units(x, old), [new], align, scale)[0] for old, (new, scale) in both]
+
+
+def _mean_tables(x: Value, sizes: Any) -> list[torch.Tensor]:
+    return [torch.nn.functional.adaptive_avg_pool1d(_units(x, old), new)[0] for old, new in zip(x.sizes[2:], sizes)]
+
+
+def _units(x: Value, size: int) -> torch.Tensor:
+    """[1, size, size]: what PyTorch makes of these, with its own rounding, is a table [size, new size]."""
+    return torch.eye(size, dtype=x.dtype)[None]
+
+
+def _mixed(v: Values, x: Value, tables: list[torch.Tensor]) -> Value | None:
+    """The product with a table along each axis of an image; None if one is too large for a step."""
+    if any(table.numel() > LARGEST_TABLE for table in tables):
+        return None
+    for dim, table in enumerate(tables, 2):
+        v.feature_axis(x, dim, "resizes an image along the rows")
+        if torch.equal(table, torch.eye(*table.shape, dtype=table.dtype)):
+            continue
+        order = [*(d for d in range(len(x.sizes)) if d != dim), dim]
+        last = v.permute(x, order)
+        args = (last.ref, constant(v, table).ref)
+        made = v.emit("mm", args, (*last.sizes[:-1], table.shape[1]), last.place, x.dtype)
+        x = v.permute(made, [order.index(d) for d in range(len(order))])
+    return x

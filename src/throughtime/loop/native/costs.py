@@ -10,6 +10,7 @@ from throughtime.capture.graph import ROWS
 from throughtime.loop.native.batch import Batch
 from throughtime.loop.native.emit import PAIRS_AT_ONCE
 from throughtime.loop.native.program import Buffer
+from throughtime.loop.native.sums import STEPS_PER_SUM
 from throughtime.loop.native.views import feature_shape
 from throughtime.plan.memory import BLOCK, Costs, Work
 from throughtime.plan.operators import VIEWS
@@ -41,7 +42,7 @@ def costs_of(kernel: "NativeKernel", batch: Batch, chunk: int) -> Costs:
     def work(within: int) -> Work:
         forward, backward = (_Pass(kernel, d, batch, c, within) for d, c in (("training", chunk), ("backward", BLOCK)))
         noise = max(forward.noise_bytes, backward.noise_bytes)
-        return Work(always + noise, forward.bytes, backward.bytes + _sums(kernel, batch.threads))
+        return Work(always + noise, forward.bytes, backward.bytes + _sums(kernel, batch))
 
     return Costs(batch.offsets, batch.active, kernel.residual_bytes, outputs * size, state * size, flops, work)
 
@@ -98,9 +99,11 @@ class _Pass:
         return max(taken)
 
 
-def _sums(kernel: "NativeKernel", threads: int) -> int:
-    """Partial sums and totals of what becomes the weights' gradients."""
-    reductions = (*kernel.lowered.reductions, *kernel.lowered.row_reductions)
-    entries = sum(math.prod(int(n) for n in reduction.node.shape) for reduction in reductions)
-    scratch = kernel.sum_scratch["pairs"] * threads
-    return (2 * entries + scratch) * kernel.lowered.element.itemsize
+def _sums(kernel: "NativeKernel", batch: Batch) -> int:
+    """What becomes the weights' gradients: a sum for each, and where it is not the only one, the total beside it."""
+    pairs, rows = (
+        sum(math.prod(int(n) for n in reduction.node.shape) for reduction in reductions)
+        for reductions in (kernel.lowered.reductions, kernel.lowered.row_reductions)
+    )
+    sums = 2 * pairs if batch.steps > STEPS_PER_SUM else pairs
+    return (sums + rows + kernel.sum_scratch["pairs"] * batch.threads) * kernel.lowered.element.itemsize

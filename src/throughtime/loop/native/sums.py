@@ -23,10 +23,10 @@ from throughtime.plan.memory import BLOCK
 if TYPE_CHECKING:
     from throughtime.loop.native.kernel import NativeKernel
 
-__all__ = ["OwnSum", "Sums", "own_sums"]
+__all__ = ["STEPS_PER_SUM", "OwnSum", "Sums", "own_sums"]
 
-BLOCKS_PER_SUM = 16
-"""Blocks that one sum runs over before it is added to the total: a sum over a million steps keeps its digits."""
+STEPS_PER_SUM = 16 * BLOCK
+"""That one sum runs over before it is added to the total: a sum over a million steps keeps its digits."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Sums:
             for reduction in self.reductions:
                 if reduction.node.op == "embedding_dense_backward":
                     self._add_to_table(reduction, buffers, low, high)
-            if block % BLOCKS_PER_SUM == 0:
+            if block * BLOCK % STEPS_PER_SUM == 0:
                 self._flush(last=block == 0)
 
     def _add_own(self, buffers: Mapping[str, Located], low: int, high: int) -> None:

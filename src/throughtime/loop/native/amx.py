@@ -200,17 +200,9 @@ def _all_columns(
         b_here = e.offset(b, e.add(e.mul(panel, e.div(column, BLOCK)), e.mul(first, STEP_BYTES)), I8)
         c_here = e.offset(c, e.add(e.mul(row, ldc), column), element)
         init_here = e.b.select(none, zeros, e.offset(init, e.add(e.mul(row, init_ld), column), element))
-        from_, from_ld = e.b.select(begins, init_here, c_here), e.b.select(begins, init_ld, ldc)
-        return [
-            count,
-            block,
-            b_here,
-            panel,
-            c_here,
-            ldc,
-            from_,
-            e.b.select(e.b.and_(none, begins), e.integer(0), from_ld),
-        ]
+        first_ld = e.b.select(none, e.integer(0), init_ld)
+        start, start_ld = (e.b.select(begins, *x) for x in ((init_here, c_here), (first_ld, ldc)))
+        return [count, block, b_here, panel, c_here, ldc, start, start_ld]
 
     pairs = e.b.select(e.compare("<=", height, SIDE), e.sub(n, e.rem(n, 2 * BLOCK)), e.integer(0))
     e.loop(pairs, lambda column, _: _do(e, together, at(column)), step=2 * BLOCK)

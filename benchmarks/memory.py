@@ -1,11 +1,12 @@
-"""Memory policies -> peak resident memory and time: python benchmarks/memory.py million | budget | curve [--quick]
+"""Memory policies -> peak resident memory and time: python benchmarks/memory.py million | budget | curve [--quick] ...
 
 Each figure is of a fresh process, which prints one line of JSON. Memory is the operating system's: VmHWM, set back
 (/proc/self/clear_refs) after a short run that compiles and warms up, less what was resident then. Time is the
 processor's, of one thread and of the writing thread of a spill: other processes on the machine do not count.
 
 million: a million steps within 48 MB. budget: 30 random settings. ratios: the policies in one process, by turns.
-curve: T = 1e3 ... 1e6 beside the rivals, with pictures for the docs (docs/images/); draw: those again.
+curve: T = 1e3 ... 1e6 beside the rivals, all or those that are named (curve --of Spill nn.LSTM); static: the graphs of
+static_rnn; draw: the pictures for the docs of both (docs/images/). What does not fit the machine is not run, and said.
 """
 
 import argparse
@@ -16,11 +17,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
+from memory_pictures import LABELS, RESULTS, draw
 from memory_settings import measure_budget
-from resident import MB, Peak, fresh
+from resident import MB, Failed, Peak, available, fresh
 from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
@@ -32,7 +33,8 @@ from throughtime.loop.native.room import room
 from throughtime.plan.memory import MemoryPolicy
 
 FEATURES, UNITS = 64, 128
-RESULTS = Path(__file__).parents[1] / "docs" / "images"
+AT_LEAST = 20_000
+"""Steps that the time of a step is of: shorter runs are made again."""
 POLICIES: dict[str, MemoryPolicy] = {"SaveAll": SaveAll(), "Recompute": Recompute(), "Spill": Spill()}
 
 
@@ -76,8 +78,8 @@ def measure_loss(steps: int, policy: str, dtype: str, save_to: str) -> dict:
     return {"bytes": peak.bytes, "seconds": peak.seconds, "loss": loss}
 
 
-def measure_curve(rival: str, lengths: list[int]) -> dict:
-    """By each way to unroll: outputs are kept, as their users keep them, and their gradient is given."""
+def measure_curve(rival: str, steps: int) -> dict:
+    """By one way to unroll: outputs are kept, as their users keep them, and their gradient is given."""
     torch.manual_seed(0)
     lstm, cell = nn.LSTM(FEATURES, UNITS, batch_first=True), nn.LSTMCell(FEATURES, UNITS)
 
@@ -90,24 +92,20 @@ def measure_curve(rival: str, lengths: list[int]) -> dict:
             return torch.stack(static_rnn(cell, x.unbind(1))[0], 1)
         return dynamic_rnn(cell, x, backend="native", memory=POLICIES[rival])[0]
 
-    def run(steps: int) -> dict:
-        x, d_y = inputs_of(steps, torch.float32)
+    def run(count: int) -> Peak:
+        x, d_y = inputs_of(count, torch.float32)
         room._free.clear()  # what SaveAll keeps for the next call
         with Peak() as peak:
             unroll(x).backward(d_y)
-        return {"steps": steps, "bytes": peak.bytes, "seconds": peak.seconds}
+        return peak
 
     run(200)
-    return {"points": [run(steps) for steps in lengths]}
-
-
-def measure_losses(lengths: list[int]) -> dict:
-    """A loss per step, inside the loop."""
-    return {"points": [{"steps": n, **measure_loss(n, "Recompute", "float32", "")} for n in lengths]}
+    runs = [run(steps) for _ in range(max(1, AT_LEAST // steps))]
+    return {"bytes": runs[0].bytes, "seconds": statistics.median(peak.seconds for peak in runs)}
 
 
 def measure_ratios(units: int, rows: int, steps: int, rounds: int) -> dict:
-    """Medians over interleaved rounds: seconds of the processor, and of the clock."""
+    """Medians over interleaved rounds: seconds of the processor, of the thread that steps, and of the clock."""
     cell = nn.LSTMCell(FEATURES, units)
     x, d_y = torch.randn(steps, rows, FEATURES), torch.randn(steps, rows, units)
 
@@ -124,7 +122,7 @@ def measure_ratios(units: int, rows: int, steps: int, rounds: int) -> dict:
         for name, policy in POLICIES.items():
             taken[name].append(run(policy))
     return {
-        name: [statistics.median(t.seconds for t in runs), statistics.median(t.clock for t in runs)]
+        name: [statistics.median(times) for times in zip(*((t.seconds, t.own, t.clock) for t in runs))]
         for name, runs in taken.items()
     }
 
@@ -151,7 +149,8 @@ def measure_chunks(steps: int) -> dict:
 def measure_static(way: str, lengths: list[int]) -> dict:
     """The graph that a backward pass will walk: its nodes, the time to build it, the memory that it holds.
 
-    `static_rnn` builds it anew at each call. `dynamic_rnn` traces and compiles at the first one, whatever T is.
+    `static_rnn` builds it anew at each call. `dynamic_rnn` traces and compiles at the first one, whatever T is. After
+    its nodes have been looked at, PyTorch takes a graph apart by recursion: that needs a stack that grows with T.
     """
     torch.manual_seed(0)
 
@@ -243,8 +242,12 @@ def ratios(quick: bool) -> None:
         found = fresh(__file__, "ratios", units, rows, steps, 3 if quick else 7)
         print(f"LSTM {units}, inputs of {FEATURES}, B {rows}, T {steps:,}: SaveAll takes {found['SaveAll'][0]:.3f} s")
         for name in ("Recompute", "Spill"):
-            processor, clock = (mine / own for mine, own in zip(found[name], found["SaveAll"]))
-            print(f"  {name:10} {processor:.2f} times the processor's time, {clock:.2f} times the clock's", flush=True)
+            processor, thread, clock = (mine / best for mine, best in zip(found[name], found["SaveAll"]))
+            print(
+                f"  {name:10} {clock:.2f} times by the clock; {processor:.2f} times the processor's time, "
+                f"{thread:.2f} times that of the thread that steps",
+                flush=True,
+            )
 
 
 BUDGET_COLUMNS = ("budget MB", "predicted MB", "measured MB", "difference", "")
@@ -258,105 +261,83 @@ def _fault(r: dict) -> str:
 
 
 LENGTHS = [1000, 10_000, 100_000, 1_000_000]
-STATIC_LENGTHS = [10, 100, 1000, 3000]
-MOST_STEPS = {"static_rnn": 10_000, "nn.LSTM": 100_000, "checkpoint": 100_000}
-"""Beyond, nn.LSTM needs 7 GB and more, its checkpointed windows and static_rnn minutes."""
-LABELS = {
-    "SaveAll": "dynamic_rnn, SaveAll()",
-    "Recompute": "dynamic_rnn, Recompute()",
-    "Spill": "dynamic_rnn, Spill()",
-    "unroll_loss": "unroll_loss",
-    "nn.LSTM": "nn.LSTM",
-    "checkpoint": "nn.LSTM, checkpointed windows",
-    "static_rnn": "static_rnn",
-}
-STYLES = {
-    "SaveAll": ("#1f5fa8", "-", "o"),
-    "Recompute": ("#2e8b57", "-", "s"),
-    "Spill": ("#b8860b", "-", "^"),
-    "unroll_loss": ("#6a3d9a", "-", "D"),
-    "nn.LSTM": ("#555555", "--", "o"),
-    "checkpoint": ("#999999", "--", "s"),
-    "static_rnn": ("#c03030", ":", "v"),
-}
+STATIC_LENGTHS = [10, 100, 1000, 10_000]
+STACK_BYTES = 1 << 30
+MOST_SECONDS = 600
+MOST_OF_MEMORY = 0.7
+"""Of what is free: the rest is for other processes, and for what the prediction misses."""
+INPUT_BYTES = 4 * (FEATURES + 2 * UNITS)
+"""Of a step: its input, its output and that one's gradient."""
 
 
-def curve(quick: bool) -> None:
-    """Time and peak memory against the number of steps, each way in a process of its own; quick: to 100,000 steps."""
-    rows = []
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    todo = [("curve", rival) for rival in LABELS] + [("static", way) for way in ("static_rnn", "dynamic_rnn")]
-    for kind, rival in track(todo, "measuring"):
-        most = MOST_STEPS.get(rival, 100_000 if quick and rival != "unroll_loss" else LENGTHS[-1])
-        lengths = [steps for steps in (LENGTHS if kind == "curve" else STATIC_LENGTHS) if steps <= most]
-        found = fresh(__file__, "losses", lengths) if rival == "unroll_loss" else fresh(__file__, kind, rival, lengths)
-        rows += [{"kind": kind, "rival": rival, **point} for point in found["points"]]
-        (RESULTS / "memory.json").write_text(json.dumps(rows, indent=1) + "\n")
+def curve(quick: bool, ways: list[str]) -> None:
+    """Time and peak memory against the number of steps, each in a process of its own; quick: to 100,000 steps."""
+    rows = [row for row in _measured() if row["kind"] == "static" or row["rival"] not in ways]
+    for way in ways:
+        before: list[dict] = []
+        for steps in LENGTHS[:-1] if quick else LENGTHS:
+            before.append({"kind": "curve", "rival": way, "steps": steps, **_point(way, steps, before)})
+            _note(before[-1])
+            _keep(rows + before)
+        rows += before
     draw(rows)
-    for row in rows:
-        rest = {k: v for k, v in row.items() if k not in ("kind", "rival", "steps", "loss", "bytes")}
-        print(f"{row['kind']:7} {row['rival']:12} T {row['steps']:9,} {row['bytes'] / MB:9.1f} MB", rest)
 
 
-def draw(rows: list[dict]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    _draw_curve([row for row in rows if row["kind"] != "static"])
-    _draw_static([row for row in rows if row["kind"] == "static"])
-
-
-def _draw_curve(rows: list[dict]) -> None:
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.6), constrained_layout=True)
-    for rival, label in LABELS.items():
-        points = [row for row in rows if row["rival"] == rival]
-        colour, dash, marker = STYLES[rival]
-        style = {"linestyle": dash, "marker": marker, "markersize": 5, "color": colour, "label": label}
-        steps = [p["steps"] for p in points]
-        left.loglog(steps, [max(p["bytes"], 1e5) / MB for p in points], **style)
-        right.loglog(steps, [p["seconds"] / p["steps"] * 1e6 for p in points], **style)
-    left.set(xlabel="steps T", ylabel="MB", title="Peak memory above the inputs")
-    right.set(xlabel="steps T", ylabel="microseconds", title="Time of a step, forwards and backwards, one thread")
-    for axes in (left, right):
-        _plain(axes)
-    right.legend(frameon=False, fontsize=8, loc="upper right")
-    most = {rival: max(row["steps"] for row in rows if row["rival"] == rival) for rival in LABELS}
-    skipped = ", ".join(f"{rival} beyond {steps:,}" for rival, steps in most.items() if steps < max(most.values()))
-    title = f"LSTM {UNITS}, inputs of {FEATURES}, one sequence, float32"
-    figure.suptitle(f"{title}\nNot run: {skipped} steps", fontsize=9)
-    figure.savefig(RESULTS / "memory.png", dpi=130)
+def _point(way: str, steps: int, before: list[dict]) -> dict:
+    """Measured, or why it is not: as far as shorter runs say, it would not fit, or they did not either."""
+    if before:
+        last = before[-1]
+        if "not run" in last:
+            return {"not run": last["not run"]}
+        more = steps / last["steps"]
+        wanted, seconds = max(last["bytes"], 0) * more + INPUT_BYTES * steps, last["seconds"] * more
+        if wanted > MOST_OF_MEMORY * available():
+            return {"not run": f"would take {wanted / MB:,.0f} MB, and {available() / MB:,.0f} MB are free"}
+        if seconds > MOST_SECONDS:
+            return {"not run": f"would take {seconds / 60:.0f} minutes"}
+    try:
+        if way == "unroll_loss":
+            return fresh(__file__, "loss", steps, "Recompute", "float32", "")
+        return fresh(__file__, "curve", way, steps)
+    except Failed as error:
+        return {"not run": error.reason}
 
 
-def _draw_static(rows: list[dict]) -> None:
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 3, figsize=(11, 3.6), constrained_layout=True)
-    shown = {"nodes": "Nodes of the graph", "build": "Seconds to build it", "bytes": "MB that it holds"}
-    styles = {"static_rnn": STYLES["static_rnn"], "dynamic_rnn": STYLES["Recompute"]}
-    for axes, (key, title) in zip(panels, shown.items()):
-        for way, (colour, dash, marker) in styles.items():
-            points = [row for row in rows if row["rival"] == way]
-            values = [max(p[key] / MB, 0.1) if key == "bytes" else p[key] for p in points]
-            label = f"{way}, Recompute()" if way == "dynamic_rnn" else way
-            axes.loglog([p["steps"] for p in points], values, dash, marker=marker, color=colour, label=label)
-        axes.set(xlabel="steps T", title=title)
-        _plain(axes)
-    panels[0].legend(frameon=False, fontsize=9)
-    figure.savefig(RESULTS / "memory-static.png", dpi=130)
+def static(quick: bool) -> None:
+    """The graphs of static unrolling, and of the loop."""
+    rows = [row for row in _measured() if row["kind"] != "static"]
+    lengths = STATIC_LENGTHS[:-1] if quick else STATIC_LENGTHS
+    for way in ("static_rnn", "dynamic_rnn"):
+        for point in fresh(__file__, "static", way, lengths, stack=STACK_BYTES)["points"]:
+            rows.append({"kind": "static", "rival": way, **point})
+            _note(rows[-1])
+        _keep(rows)
+    draw(rows)
 
 
-def _plain(axes: Any) -> None:
-    axes.grid(True, which="major", alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+def _measured() -> list[dict]:
+    path = RESULTS / "memory.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def _keep(rows: list[dict]) -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "memory.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _note(row: dict) -> None:
+    named = f"{row['kind']:7} {row['rival']:12} T {row['steps']:9,}"
+    if "not run" in row:
+        print(f"{named} not run: {row['not run']}", flush=True)
+        return
+    rest = {k: v for k, v in row.items() if k not in ("kind", "rival", "steps", "loss", "bytes")}
+    print(f"{named} {row['bytes'] / MB:9.1f} MB", rest, flush=True)
 
 
 MEASUREMENTS: dict[str, Callable[..., dict]] = {
     "loss": measure_loss,
     "curve": measure_curve,
     "chunks": measure_chunks,
-    "losses": measure_losses,
     "static": measure_static,
     "ratios": measure_ratios,
     "budget": measure_budget,
@@ -366,15 +347,19 @@ MEASUREMENTS: dict[str, Callable[..., dict]] = {
 def main() -> None:
     if sys.argv[1:2] == ["--measure"]:
         torch.set_num_threads(1)
+        Path("/proc/self/oom_score_adj").write_text("1000")  # a machine that runs out takes this process, no other
         print(json.dumps(MEASUREMENTS[sys.argv[2]](*json.loads(sys.argv[3]))))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    shows = {"million": million, "budget": budget, "ratios": ratios, "curve": curve}
-    parser.add_argument("what", choices=[*shows, "draw"])
+    shows = {"million": million, "budget": budget, "ratios": ratios, "static": static}
+    parser.add_argument("what", choices=[*shows, "curve", "draw"])
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--of", nargs="+", choices=list(LABELS), default=list(LABELS))
     given = parser.parse_args()
     if given.what == "draw":
-        draw(json.loads((RESULTS / "memory.json").read_text()))
+        draw(_measured())
+    elif given.what == "curve":
+        curve(given.quick, given.of)
     else:
         shows[given.what](given.quick)
 

@@ -345,6 +345,17 @@ def test_what_a_step_itself_computes_in_bfloat16_is_not_rounded() -> None:
     assert {(int(r.node.shape[0]), r.rounded) for r in made.reductions} == {(5, False), (4, True)}
 
 
+def test_what_is_no_number_is_none_when_its_low_half_is_cut_off() -> None:
+    bits = torch.tensor([0x7F800001, 0x7FFFFFFF, -1], dtype=torch.int32)
+    x = bits.view(torch.float32).view(1, 1, 3)
+    assert x.isnan().all()
+    outputs, _ = dynamic_rnn(
+        lambda x, h: (x.bfloat16().float(), h), x, initial_state=torch.zeros(1, 1), backend="native"
+    )
+    assert outputs.isnan().all()
+    assert not (outputs.view(torch.int32) & 0xFFFF).any()
+
+
 def test_windows_of_what_is_rounded_are_rounded() -> None:
     w = torch.randn(2, 3, 3, requires_grad=True)
 

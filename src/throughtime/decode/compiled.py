@@ -22,7 +22,7 @@ from throughtime.decode.tokens import check_logits
 
 __all__ = ["greedy_steps", "natively"]
 
-FIRST_STEPS, MOST_STEPS = 8, 32
+FIRST_STEPS, MOST_STEPS = 8, 64
 LONGEST_RUN = 256
 
 

@@ -12,8 +12,8 @@ MOST_ENTRIES = 256
 def tabulate_products(graph: GraphEditor) -> None:
     """Tokens of a small vocabulary, as in decoding, where they depend on the state.
 
-    Before: mm(embedding(table, ids), w)
-    After:  embedding(mm(table, w), ids)
+    Before: mm(embedding(table, ids), w) + bias
+    After:  embedding(mm(table, w) + bias, ids)
     """
     for node in graph.where(lambda n: n.op == "mm" and has_rows(n) and len(n.shape) == 2):
         left, weight = (graph.value(name) for name in node.operands)
@@ -23,6 +23,21 @@ def tabulate_products(graph: GraphEditor) -> None:
         if has_rows(table) or int(table.shape[0]) > MOST_ENTRIES:
             continue
         shape = (table.shape[0], node.shape[-1])
-        product = graph.make("mm", (Ref(table.name), Ref(weight.name)), shape, node.dtype)
-        looked_up = graph.make("embedding", (Ref(product.name), *left.args[1:]), node.shape, node.dtype)
-        graph.replace(node.name, [product, looked_up], looked_up.name)
+        made = [graph.make("mm", (Ref(table.name), Ref(weight.name)), shape, node.dtype)]
+        if (biased := _biased(graph, node)) is not None:
+            total, bias = biased
+            made.append(graph.make("add", (Ref(made[0].name), Ref(bias)), shape, node.dtype))
+            node = total
+        made.append(graph.make("embedding", (Ref(made[-1].name), *left.args[1:]), node.shape, node.dtype))
+        graph.replace(node.name, made, made[-1].name)
+
+
+def _biased(graph: GraphEditor, product: Node) -> tuple[Node, str] | None:
+    """The sum with a bias, if that is all that the product is for, and the bias."""
+    users = graph.users(product.name)
+    if len(users) != 1 or users[0].op != "add" or product.name in graph.results():
+        return None
+    others = [name for name in users[0].operands if name != product.name]
+    if len(others) != 1 or graph.shape(others[0]) != product.shape[1:]:
+        return None
+    return users[0], others[0]

@@ -22,6 +22,9 @@ MOST_NUMBERS = 5
 
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "abs": torch.abs,
+    "acos": lambda x: torch.acos(0.9 * torch.tanh(x)),
+    "asin": lambda x: torch.asin(0.9 * torch.tanh(x)),
+    "atan": torch.atan,
     "ceil": torch.ceil,
     "celu": lambda x: F.celu(x, 0.7),
     "clamp": lambda x: x.clamp(-0.4, 0.6),
@@ -32,6 +35,7 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "detach": torch.detach,
     "elu": F.elu,
     "erf": torch.erf,
+    "erfc": torch.erfc,
     "exp": lambda x: torch.exp(x.clamp(-3, 1)),
     "expm1": lambda x: torch.expm1(x.clamp(-3, 1)),
     "floor": torch.floor,
@@ -76,6 +80,7 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": torch.add,
     "add scaled": lambda a, b: torch.add(a, b, alpha=0.3),
     "and": lambda a, b: ((a > 0) & (b < 0.5)).to(a.dtype),
+    "atan2": lambda a, b: torch.atan2(a, b.abs() + 0.5),
     "div": lambda a, b: a / (1 + b.abs()),
     "equal signs": lambda a, b: (a.sign() == b.sign()).to(a.dtype) * b,
     "greater": lambda a, b: torch.where(a > b, a, 0.5 * b),
@@ -97,6 +102,26 @@ REDUCE: dict[str, Callable[..., Tensor]] = {
     "sum": torch.sum,
     "var": lambda x, dim, keepdim: torch.var(x, dim, correction=0, keepdim=keepdim),
 }
+RUNNING: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "cummax": lambda x, dim: _apart(x, dim).cummax(dim)[0],
+    "cummin": lambda x, dim: _apart(x, dim).cummin(dim)[0],
+    "cumprod": lambda x, dim: (0.5 + torch.sigmoid(x)).cumprod(dim),
+    "cumsum": torch.cumsum,
+    "logcumsumexp": torch.logcumsumexp,
+}
+ORDER: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "largest": lambda x, dim: x.topk(min(2, x.shape[dim]), dim)[0],
+    "median": lambda x, dim: x.median(dim, keepdim=True)[0],
+    "smallest": lambda x, dim: x.topk(1, dim, largest=False)[0],
+    "sort": lambda x, dim: x.sort(dim)[0],
+    "sort back": lambda x, dim: x.sort(dim, descending=True)[0],
+}
+
+
+def _apart(x: Tensor, dim: int) -> Tensor:
+    """Of equal entries nobody says which one has the gradient."""
+    steps = 0.37 * torch.arange(x.shape[dim], dtype=x.dtype)
+    return x + steps.reshape(-1, *[1] * (x.dim() - dim - 1))
 
 
 @dataclass(frozen=True)
@@ -127,7 +152,8 @@ class StepWriter:
             *(self._unary, self._unary, self._unary, self._binary, self._binary, self._binary, self._linear),
             *(self._linear, self._linear, self._cat, self._slice, self._reduce, self._softmax, self._layer_norm),
             *(self._with_tensor, self._reshape, self._permute, self._products, self._stack, self._expand, self._three),
-            *(self._group_norm, self._flip, self._pad, self._running, self._look_up),
+            *(self._group_norm, self._flip, self._pad, self._running, self._look_up, self._order, self._matrix),
+            *(self._resize, self._convolve),
         ]
         for _ in range(count):
             self.random.choice(kinds)()
@@ -210,10 +236,47 @@ class StepWriter:
         self.add(f"{name} {dims}", lambda _, x: REDUCE[name](x, dim=dims, keepdim=keep), i)
 
     def _running(self) -> None:
-        if (i := self.pick(lambda s: len(s) > 0)) is None:
+        self._along_axis(RUNNING)
+
+    def _order(self) -> None:
+        self._along_axis({name: lambda x, dim, f=f: f(_apart(x, dim), dim) for name, f in ORDER.items()})
+
+    def _along_axis(self, functions: dict[str, Callable[[Tensor, int], Tensor]]) -> None:
+        name = self.random.choice(sorted(functions))
+        if (i := self.pick(lambda s: len(s) > 0)) is not None:
+            dim, function = self._axis(i), functions[name]
+            self.add(f"{name} {dim}", lambda _, x: function(x, dim), i)
+
+    def _matrix(self) -> None:
+        if (i := self.pick(lambda s: len(s) > 1)) is None:
             return
-        dim = self._axis(i)
-        self.add(f"cumsum {dim}", lambda _, x: x.cumsum(dim), i)
+        form, offset = self.random.choice(["diagonal", "tril", "triu"]), self.random.choice([0, 0, -1, 1])
+        axes = self.random.sample(range(1, self.values[i].dim()), 2)
+        if form != "diagonal":
+            function = torch.tril if form == "tril" else torch.triu
+            self.add(f"{form} {offset}", lambda _, x: function(x, offset), i)
+        elif self.values[i].diagonal(offset, *axes).shape[-1]:
+            self.add(f"diagonal {offset} {axes}", lambda _, x: x.diagonal(offset, *axes), i)
+
+    def _resize(self) -> None:
+        """Channels, and the axes behind them."""
+        if (i := self.pick(lambda s: len(s) in (2, 3))) is None:
+            return
+        sizes = [self.random.choice([n, 2 * n, n + 1, max(n - 1, 1)]) for n in self.shape(i)[1:]]
+        if self.shape(i)[0] * prod(sizes) <= MOST_FEATURES:
+            self.add(f"interpolate {sizes}", lambda _, x: F.interpolate(x, sizes), i)
+
+    def _convolve(self) -> None:
+        """Over one axis behind the channels: all of them together, or each with kernels of its own."""
+        if (i := self.pick(lambda s: len(s) == 2)) is None:
+            return
+        (channels, size), each = self.shape(i), self.random.choice([1, 2])
+        groups, k, stride = self.random.choice([1, channels]), self.random.choice([1, 2, 3]), self.random.choice([1, 2])
+        outputs = each * groups
+        w, b = self.tensor(outputs, channels // groups, k, scale=0.5), self.tensor(outputs)
+        if outputs * (size + 3) <= MOST_FEATURES:
+            text = f"convolution {w} {b} of {groups} groups, stride {stride}"
+            self.add(text, lambda t, x: F.conv1d(x, t[w], t[b], stride, padding=1, groups=groups), i)
 
     def _look_up(self) -> None:
         """Entries of each row by the whole numbers that it has."""

@@ -270,6 +270,8 @@ def _again_in_parts(wide: tuple[int, int], every: int) -> list[Action]:
 def _spill(policy: Spill, costs: Costs) -> Schedule:
     most_rows = int(costs.active.max(initial=1))
     every = _whole_blocks(max(1, SEGMENT_BYTES // max(1, costs.pair_bytes * most_rows)))
+    one_call = max(1, SEGMENT_PAIRS // most_rows // BLOCK) * BLOCK
+    every -= every % one_call if every > one_call else 0
     segments = _segments(0, costs.steps, every)
     forward = [a for s in segments for a in (Action("mark", s[0]), Action("run", *s, keep=True), Action("save", *s))]
     backward = [a for s in reversed(segments) for a in (Action("load", *s), Action("back", *s), Action("free", *s))]

@@ -56,8 +56,12 @@ def _torch_dropout(input: Tensor, p: float, train: bool) -> Tensor:
     return _dropout(input, p, train)
 
 
-def _attention(*args: Any, **kwargs: Any) -> Tensor:
-    return aten._scaled_dot_product_attention_math.default(*args, **kwargs)[0]
+def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+    """The operator inside adds its mask to the scores: one that says what is seen must become one to add first."""
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        unseen = attn_mask.logical_not()
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(unseen, float("-inf"))
+    return aten._scaled_dot_product_attention_math.default(query, key, value, attn_mask, *args, **kwargs)[0]
 
 
 def _bilinear(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

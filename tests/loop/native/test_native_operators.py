@@ -352,6 +352,22 @@ def test_the_larger_one_and_the_hypotenuse() -> None:
         torch.testing.assert_close(got, want, equal_nan=True)
 
 
+def differences(x: Tensor, h: Tensor) -> tuple[Nested, Tensor]:
+    """PyTorch says the axis of a gradient's piece from the end."""
+    h = torch.tanh(h + x)
+    square = h.unsqueeze(-1) * x.unsqueeze(1)
+    found = {
+        "of neighbours": torch.diff(h),
+        "of lines": torch.diff(square, dim=-2),
+        "with one in front": torch.diff(h, prepend=h[:, :1], dim=-1),
+    }
+    return found, h
+
+
+def test_differences_of_neighbours() -> None:
+    check(differences, [], numbers(ROWS, STEPS, UNITS), torch.float64)
+
+
 # --- work for once a row
 
 
@@ -368,6 +384,42 @@ def attend(x: Tensor, h: Tensor, memory: Tensor, context: Tensor, name: Tensor, 
 def attention() -> tuple[list[Tensor], list[Tensor]]:
     memory = [numbers(ROWS, 4, 3), numbers(ROWS, UNITS), ids(CLASSES, ROWS)]
     return [numbers(3, UNITS), numbers(3, UNITS) / 2, numbers(UNITS, UNITS), numbers(CLASSES, UNITS)], memory
+
+
+def masked(x: Any, state: Nested, memory: Tensor, of_row: Tensor) -> tuple[Nested, Nested]:
+    """Masks that come as inputs, with the row, in the state and as constants; of the first row, nothing is seen."""
+    real, seen = x
+    h, count = state
+    attend = F.scaled_dot_product_attention
+    h = torch.tanh(h + real)
+    query, pairs, count = h.unsqueeze(1), h.view(-1, 2, 3), count + 1
+    early = torch.arange(4) < count.unsqueeze(1)
+    found = {
+        "of an input": attend(query, memory, memory, attn_mask=seen.unsqueeze(1)),
+        "of the row": attend(query, memory, memory, of_row.unsqueeze(1), scale=0.3),
+        "of the state": attend(query[:, None], memory[:, None], memory[:, None], early[:, None, None]),
+        "a constant": attend(pairs, pairs, pairs, attn_mask=torch.tensor([[True, False], [True, True]])),
+        "numbers": attend(query, memory, memory, attn_mask=seen.to(h.dtype).unsqueeze(1)),
+    }
+    return found, (torch.tanh(h + found["of an input"][:, 0]), count)
+
+
+def test_attention_with_a_mask_of_truths() -> None:
+    """What it gives, and all gradients: also where a mask hides everything, which PyTorch answers with zeros."""
+    real, start, memory = numbers(ROWS, STEPS, UNITS), numbers(ROWS, UNITS), numbers(ROWS, 4, UNITS)
+    given = [t.requires_grad_() for t in (real, start, memory)]
+    seen, of_row = ids(2, ROWS, STEPS, 4) > 0, ids(2, ROWS, 4) > 0
+    seen[0, 1], of_row[0] = False, False
+    cell = Cell(masked, [], [memory, of_row])
+    state = (start, torch.zeros(ROWS, dtype=torch.long))
+    found = []
+    for backend in ("native", "portable"):
+        outputs, last = dynamic_rnn(cell, (real, seen), LENGTHS, state, backend=backend)
+        made = [*leaves(outputs), last[0]]
+        found.append([*made, *torch.autograd.grad(made, given, [numbers(*m.shape) for m in made])])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want)
+    assert not found[0][0][0, 1].any()
 
 
 @both_types

@@ -130,6 +130,7 @@ def _roll(v: Values, call: Call, x: Value, shifts: Any, dims: Any = ()) -> Value
 
 @rule("slice_backward")
 def _slice_backward(v: Values, call: Call, d_y: Value, sizes: Any, dim: int, start: Any, end: Any, step: int) -> Value:
+    dim %= len(sizes)
     start, _ = _bounds(sizes[dim], start, end)
     return _spread(v, d_y, dim, sizes[dim], start, step)
 

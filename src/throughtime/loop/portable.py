@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from throughtime._nested import Nested, Structure, flatten, leaves_as, map_leaves, unflatten
+from throughtime._errors import StateError
+from throughtime._nested import Nested, Structure, flatten, leaves, leaves_as, map_leaves, unflatten
 from throughtime.loop.portable_noise import CounterNoise
 
 __all__ = ["PortableLoop", "join_rows"]
@@ -21,6 +22,8 @@ Step = Callable[[Nested, Nested, Nested], tuple[Nested, Nested]]
 @dataclass(frozen=True)
 class PortableLoop:
     """One run of `step(x, state, row_consts) -> (output, next_state)`.
+
+    A step may write on the state it gets: outputs and the initial state are what they were.
 
     active: the number of rows that still run at each step, never growing.
     reset: bool [N] or None; where true, the row's state is `reset_state` before the step.
@@ -39,7 +42,8 @@ class PortableLoop:
         """xs [N, ...] and the initial state [B, ...], longest row first -> (ys [N, ...], final state [B, ...])."""
         xs_by_step = self._split(xs)
         finished: list[Nested] = []
-        outputs: list[Nested] = []
+        outputs = _Outputs()
+        writes = False
         row_consts, reset_state = self.row_consts, self.reset_state
         resets = self._resets()
         running = _rows((state, row_consts))
@@ -50,9 +54,13 @@ class PortableLoop:
                 running = rows
             if (mask := resets[t]) is not None:
                 state = _put_back(mask, reset_state, state)
+            if t == 0 or writes:
+                state = map_leaves(torch.clone, state)
+            given, before = state, _versions(state)
             output, state = self._step(t, rows, xs_by_step[t], state, row_consts)
-            outputs.append(output)
-        return join_rows(outputs), join_rows([state, *reversed(finished)])
+            writes = writes or _versions(given) != before
+            outputs.add(output)
+        return outputs.joined(), join_rows([state, *reversed(finished)])
 
     def _step(self, t: int, rows: int, x: Nested, state: Nested, row_consts: Nested) -> tuple[Nested, Nested]:
         """One step. A cell that asks for no noise at its first step has none to replace, and pays for no mode."""
@@ -74,6 +82,37 @@ class PortableLoop:
         masks = self.reset.split(list(self.active))
         needed = [bool(mask.any()) for mask in self.reset.cpu().split(list(self.active))]
         return [mask if need else None for mask, need in zip(masks, needed)]
+
+
+class _Outputs:
+    """The outputs of the steps, each as it was when its step returned it.
+
+    A step that writes on its state gets copies of it from then on, so outputs that are its state stay as they are.
+    What is written on nevertheless is an error. Where writing is not counted, outputs are copied at once.
+    """
+
+    def __init__(self) -> None:
+        self.counted = not (torch.is_inference_mode_enabled() or torch._C._are_functorch_transforms_active())
+        self.values: list[Nested] = []
+        self.versions: list[list[int]] = []
+
+    def add(self, output: Nested) -> None:
+        self.values.append(output if self.counted else map_leaves(torch.clone, output))
+        self.versions.append(_versions(output))
+
+    def joined(self) -> Nested:
+        for t, (value, version) in enumerate(zip(self.values, self.versions)):
+            if self.counted and _versions(value) != version:
+                raise StateError(
+                    f"dynamic_rnn: what the cell returned as its output at step {t} was written on in place at a later "
+                    f"step. Return a copy, output.clone(), or make new tensors instead of writing on old ones."
+                )
+        return join_rows(self.values)
+
+
+def _versions(value: Nested) -> list[int]:
+    """How often each leaf was written on; an inference tensor does not count, and is never written on elsewhere."""
+    return [0 if leaf.is_inference() else leaf._version for leaf in leaves(value)]
 
 
 def _rows(value: Nested) -> int:

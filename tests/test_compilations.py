@@ -182,6 +182,54 @@ def test_a_helper_of_pytorchs_that_gives_way_to_a_users_own(monkeypatch: pytest.
     assert torch.equal(go(uses_helper, X, None, START)[0], first)
 
 
+class Config:
+    tau = 1.0
+
+
+class OfAClass(nn.Module):
+    """What it computes with stands in classes."""
+
+    state_size = 4
+    gain = 1.0
+
+    def scaled(self, h: Tensor) -> Tensor:
+        return h * self.gain
+
+    @staticmethod
+    def squashed(h: Tensor) -> Tensor:
+        return torch.tanh(h)
+
+    @property
+    def shift(self) -> float:
+        return 0.5
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.squashed(self.scaled(h) + x[:, :1] * Config.tau + self.shift)
+        return h, h
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value"),
+    [
+        (OfAClass, "gain", 0.3),
+        (OfAClass, "scaled", lambda self, h: h / 3),
+        (OfAClass, "squashed", staticmethod(torch.sin)),
+        (OfAClass, "squashed", staticmethod(lambda h: h.cos())),
+        (OfAClass, "shift", property(lambda self: 0.25)),
+        (OfAClass, "forward", lambda self, x, h: (h + x[:, :1], h + 1)),
+        (Config, "tau", 0.2),
+    ],
+)
+def test_what_a_class_holds_counts(owner: type, name: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = OfAClass()
+    before = go(cell)[0]
+    assert compiled_by(lambda: go(cell)) == [0]
+    monkeypatch.setattr(owner, name, value)
+    want = dynamic_rnn(cell, X, backend="portable")[0]
+    assert not torch.allclose(want, before)
+    torch.testing.assert_close(go(cell)[0], want)
+
+
 settings = types.ModuleType("settings")
 settings.gain, settings.activation = 2.0, torch.tanh  # type: ignore[attr-defined]
 

@@ -45,9 +45,9 @@ class Entry(Generic[Made]):
 
     def get(self, key: Hashable) -> Made | None:
         """What was used last stands last."""
-        if key not in self.made:
-            return None
-        self.made[key] = found = self.made.pop(key)
+        found = self.made.pop(key, None)
+        if found is not None:
+            self.made[key] = found
         return found
 
     def put(self, key: Hashable, value: Made) -> None:

@@ -150,8 +150,8 @@ def _compile_anew(request: Run, step: StepCall, entry: Entry) -> Compiled | Refu
     previous = next(reversed(entry.made), None)
     mentions = find_mentions(request.cell)
     if mentions != entry.mentions:
-        entry.mentions = mentions
         entry.made.clear()
+    entry.mentions = mentions
     key = _key(request, entry)
     loop = _compile(step, mentions)
     entry.put(key, loop)

@@ -49,7 +49,7 @@ class Mentions:
     globals_of: dict[Hashable, list[tuple[dict[str, Any], str, Any]]] = field(
         default_factory=dict, repr=False, compare=False
     )
-    """Room for the caller: what a function or a class reads of its module."""
+    """Room for the caller: what a function reads of its module."""
 
     def all_of(self, kind: type) -> bool:
         """Whether any attribute of an object of this class may be read."""

@@ -6,6 +6,7 @@ one; the kind of its inputs and state; autocast; hooks.
 """
 
 import types
+from collections import deque
 from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
@@ -24,7 +25,6 @@ __all__ = ["check_hooks", "signature"]
 
 _PLAIN = frozenset((str, bytes, type(None), torch.dtype, torch.device))
 _NUMBERS = frozenset((int, float, bool, complex))
-_CALLABLE = (type, types.BuiltinFunctionType)
 _NONE = object()
 _BOOKKEEPING = frozenset(nn.Module().__dict__) - {"training"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -95,7 +95,9 @@ class _Walk:
             self.words.append(_number(value))
         elif isinstance(value, Tensor):
             self._add_tensor(value)
-        elif isinstance(value, (*_CALLABLE, types.ModuleType)):
+        elif isinstance(value, type):
+            self._visit_class(value)
+        elif isinstance(value, (types.BuiltinFunctionType, types.ModuleType)):
             self.words.append(value)
         elif isinstance(value, (np.ndarray, np.generic)):
             self.words.append(_numbers(value))
@@ -117,7 +119,7 @@ class _Walk:
         elif isinstance(value, dict):
             self.words.extend(map(_key_word, value))
             self._visit_all(value.values())
-        elif isinstance(value, (tuple, list)):
+        elif isinstance(value, (tuple, list, deque)):
             self.words.append(len(value))
             self._visit_all(value)
         elif isinstance(value, types.FunctionType):
@@ -169,41 +171,58 @@ class _Walk:
         for cell in function.__closure__ or ():
             self.visit(_contents(cell))
         self._visit_all((function.__defaults__, function.__kwdefaults__))
-        self._visit_globals(function.__code__, lambda: [function])
+        self._visit_globals(function)
 
     def _visit_class(self, kind: type) -> None:
-        self._visit_globals(kind, lambda: _methods(kind, self._names_for(kind)))
+        """What the class itself holds: methods, and the attributes that its objects share."""
+        self.words.append(kind)
+        if _is_fixed(kind) or id(kind) in self._seen:
+            return
+        self._seen[id(kind)] = len(self._seen)
+        names = self._names_for(kind)
+        for parent in kind.__mro__:
+            if not _is_fixed(parent):
+                for name, member in list(vars(parent).items()):
+                    self._visit_member(name, member, names is None or name in names)
 
-    def _visit_globals(self, owner: Hashable, functions: Callable[[], list[types.FunctionType]]) -> None:
+    def _visit_member(self, name: str, member: Any, named: bool) -> None:
+        """Python itself calls special methods; what else is special (annotations, say) computes nothing."""
+        special = name.startswith("__")
+        if named or special:
+            plain = _behind(member)
+            if isinstance(plain, types.FunctionType) or (named and not special):
+                self.words.append(name)
+                self.visit(plain)
+
+    def _visit_globals(self, function: types.FunctionType) -> None:
         known = {} if self.mentions is None else self.mentions.globals_of
-        if owner not in known:
-            known[owner] = _globals_read_by(functions())
-        for namespace, name, plain in known[owner]:
+        key = function.__code__, id(function.__globals__)
+        if key not in known:
+            known[key] = _globals_read_by(function)
+        for namespace, name, plain in known[key]:
             if (value := namespace.get(name)) is not plain:
                 self.visit(value)
 
 
-def _methods(kind: type, names: frozenset[str] | None) -> list[types.FunctionType]:
-    members = [
-        member
-        for parent in kind.__mro__
-        if not is_closed(parent)
-        for name, member in vars(parent).items()
-        if names is None or name in names or name.startswith("__")
-    ]
-    plain = [getattr(m, "__func__", getattr(m, "fget", m)) for m in members]
-    return [function for function in plain if isinstance(function, types.FunctionType)]
+def _is_fixed(kind: type) -> bool:
+    """A class of a library's, this one included, is what it was."""
+    return is_closed(kind) or (getattr(kind, "__module__", None) or "").startswith("throughtime.")
 
 
-def _globals_read_by(functions: list[types.FunctionType]) -> list[tuple[dict[str, Any], str, Any]]:
-    """The globals that these functions name: where each is, its name, and a value that says nothing (else `_NONE`).
+def _behind(member: Any) -> Any:
+    """The function of a static method, a class method or a property."""
+    for name in ("__func__", "fget", "func"):
+        member = getattr(member, name, member)
+    return member
+
+
+def _globals_read_by(function: types.FunctionType) -> list[tuple[dict[str, Any], str, Any]]:
+    """The globals that a function names: where each is, its name, and a value that says nothing (else `_NONE`).
 
     What says nothing, a function of PyTorch's say, stands for itself as long as the name is bound to it.
     """
     found: dict[tuple[int, str], tuple[dict[str, Any], str, Any]] = {}
-    for function in functions:
-        if not is_closed(function):
-            _add_named(function.__globals__, names_in(function.__code__), found)
+    _add_named(function.__globals__, names_in(function.__code__), found)
     return list(found.values())
 
 
@@ -223,13 +242,15 @@ def _may_matter(value: Any) -> bool:
 
     A function of the user's may be defined anew, as in a notebook.
     """
-    if isinstance(value, (dict, list, tuple, set, frozenset)):
+    if isinstance(value, (dict, list, tuple, set, frozenset, deque)):
         return any(_may_matter(v) for v in (value.values() if isinstance(value, dict) else value) if not callable(v))
     if isinstance(value, types.FunctionType):
         return not is_closed(value) and not (value.__module__ or "").startswith("throughtime.")
     if isinstance(value, (int, float, complex, bool, Tensor, nn.Module, np.ndarray, np.generic)):
         return True
-    return not isinstance(value, (types.ModuleType, *_CALLABLE)) and not is_closed(type(value))
+    if isinstance(value, type):
+        return not _is_fixed(value)
+    return not isinstance(value, (types.ModuleType, types.BuiltinFunctionType)) and not is_closed(type(value))
 
 
 def _number(value: complex) -> Hashable:

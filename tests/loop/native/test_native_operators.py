@@ -334,6 +334,21 @@ def angles(x: Tensor, h: Tensor) -> tuple[Nested, Tensor]:
 
 
 @both_types
+def test_rounding_to_decimals_has_pytorchs_bits(dtype: torch.dtype) -> None:
+    """Halves, numbers that are no finite decimals, and those without a fraction."""
+    x = torch.cat([torch.arange(-999, 999) / 8, 100 * numbers(999), torch.tensor([float("inf"), float("nan"), 1e30])])
+    x = x.to(dtype).expand(1, 1, -1).clone().requires_grad_()
+
+    def step(x: Tensor, h: Tensor) -> tuple[Nested, Tensor]:
+        return [torch.round(x, decimals=d) for d in (1, 3, 0, -2)], h
+
+    native, portable = (dynamic_rnn(step, x, None, x[:, 0], backend=b)[0] for b in ("native", "portable"))
+    for got, want in zip(leaves(native), leaves(portable), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+    assert not torch.autograd.grad(native[0].sum(), x)[0].any()
+
+
+@both_types
 def test_angles_and_the_error_function(dtype: torch.dtype) -> None:
     check(angles, [], numbers(ROWS, STEPS, UNITS), dtype)
 
@@ -511,6 +526,16 @@ def test_a_convolutional_lstm(sizes: tuple[int, ...]) -> None:
         found[backend] = [outputs, state.c, *torch.autograd.grad(total, [x, *cell.parameters()])]
     for got, want in zip(found["native"], found["portable"], strict=True):
         torch.testing.assert_close(got, want, rtol=2e-4, atol=2e-4)
+
+
+def test_a_convolution_of_what_is_the_same_at_all_steps() -> None:
+    """Its kernel's gradient is cut: it reads the memory's windows at each step, though nothing comes to it."""
+
+    def step(x: Tensor, h: Tensor, memory: Tensor, kernel: Tensor) -> tuple[Nested, Tensor]:
+        seen = F.conv1d(memory.clamp(min=-0.2), kernel, padding=1)
+        return torch.where(memory < 0.1, seen, memory).ceil(), torch.tanh(h + x)
+
+    check(step, [numbers(2, 2, 3)], numbers(ROWS, STEPS, UNITS), torch.float64, [numbers(ROWS, 2, 5)])
 
 
 def by_channel(x: Any, h: Tensor, square: Tensor, many: Tensor, few: Tensor, turned: Tensor) -> Any:

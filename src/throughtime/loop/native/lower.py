@@ -173,6 +173,11 @@ def _lower_before(plan: LoopPlan) -> dict[str, Program]:
         *plan.after,
     ]
     read = {operand for node in later for operand in node.operands} | {*plan.ys, *plan.next_carry, *_gradients(plan)}
+    read |= {
+        _stands_at(plan, name, _vectors(plan, node), ()).base
+        for node in plan.reductions
+        for name in _row_operands(plan, node)
+    }
     wants = [assembly.want(node.name, f"rows:{node.name}", "pair") for node in nodes if node.name in read]
     return {"before": _over_rows(assembly, plan, nodes, wants)}
 
@@ -304,7 +309,7 @@ def _contractions(assembly: Assembly, plan: LoopPlan, nodes: Sequence[Node]) -> 
     buffers = dict(assembly.buffers)
 
     def place(name: str, vectors: int) -> View:
-        view = (_seen(plan, name, stored) if vectors > 1 else None) or _whole(plan, name)
+        view = _stands_at(plan, name, vectors, stored)
         base = view.base
         if base in stored:
             return replace(view, base=assembly.sources[base].base)
@@ -314,12 +319,20 @@ def _contractions(assembly: Assembly, plan: LoopPlan, nodes: Sequence[Node]) -> 
 
     found = []
     for node in nodes:
-        names = _row_operands(plan, node)
-        vectors = math.prod(plan.shape_of(names[0])[1:-1]) if node.op == "outer" else 1
+        names, vectors = _row_operands(plan, node), _vectors(plan, node)
         views = tuple(place(name, vectors) for name in names)
         widths = tuple(buffers[view.base].width for view in views)
         found.append(Reduction(node, views, widths, vectors, all(is_rounded(name, plan.values) for name in names)))
     return found, list(wants.values())
+
+
+def _vectors(plan: LoopPlan, node: Node) -> int:
+    """Of a row, whose products a contraction sums."""
+    return math.prod(plan.shape_of(_row_operands(plan, node)[0])[1:-1]) if node.op == "outer" else 1
+
+
+def _stands_at(plan: LoopPlan, name: str, vectors: int, stored: Collection[str]) -> View:
+    return (_seen(plan, name, stored) if vectors > 1 else None) or _whole(plan, name)
 
 
 def _seen(plan: LoopPlan, name: str, stored: Collection[str], shaped: bool = False) -> View | None:

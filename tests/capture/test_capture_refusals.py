@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from capture.agreement import assert_agrees, row
-from throughtime import CaptureError, StateError
+from throughtime import BackendWarning, CaptureError, StateError, dynamic_rnn
 from throughtime.capture import trace_step
+from throughtime.capture.refusals import MISTAKES
 from throughtime.capture.rowcount import RowCount, mark_rows, rows_are
+from throughtime.capture.rules import RULES
 
 H = 7
 WEIGHT = torch.randn(H, H, requires_grad=True)
@@ -363,3 +365,39 @@ def test_numbers_from_numpy_are_part_of_the_step() -> None:
     table = np.arange(H, dtype=np.float32)
     trace = assert_agrees(lambda x, h: (x * torch.from_numpy(table), h), row(H), row(H), rows=(2,))
     assert [n.op for n in trace.pair.forward.nodes] == ["constant", "mul"]
+
+
+@pytest.mark.parametrize("fault", MISTAKES, ids=lambda fault: fault.__name__)
+def test_a_fault_of_a_rule_is_a_refusal(fault: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, "sinh", raising(fault))
+    said = refused(lambda x, h: torch.sinh(x), r"a mistake in the compiler \(capture of sinh: .*; please report it")
+    assert f"{fault.__name__}: " in said
+    assert "torch.sinh(x)" in said
+
+
+def raising(fault: type[Exception]) -> Callable[..., Any]:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise fault("of ours")
+
+    return broken
+
+
+def test_a_fault_of_a_rule_costs_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, "sinh", raising(KeyError))
+    x = torch.randn(2, 3, H)
+    with pytest.warns(BackendWarning, match="a mistake in the compiler"):
+        found, _ = dynamic_rnn(lambda x, h: (torch.sinh(x), h), x, initial_state=x[:, 0])
+    torch.testing.assert_close(found, torch.sinh(x))
+
+
+def test_a_fault_after_the_rules_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("throughtime.capture.trace.make_pair", lambda *_: {}["nothing"])
+    refused(lambda x, h: x, r"a mistake in the compiler \(capture: KeyError")
+
+
+@pytest.mark.parametrize("fault", MISTAKES, ids=lambda fault: fault.__name__)
+@pytest.mark.filterwarnings("ignore::throughtime.BackendWarning")
+def test_a_cells_own_error_passes_as_it_is(fault: type[Exception]) -> None:
+    x = torch.randn(2, 3, H)
+    with pytest.raises(fault, match=r"^'?of ours'?$"):
+        dynamic_rnn(raising(fault), x, initial_state=x[:, 0])

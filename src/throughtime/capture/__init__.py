@@ -3,6 +3,7 @@
 from throughtime.capture.graph import ROWS, Input, InputKind, Node, Ref, Shape, StepGraph, StepPair
 from throughtime.capture.mentions import Mentions, find_mentions
 from throughtime.capture.recording import StepCall
+from throughtime.capture.refusals import mistakes_told
 from throughtime.capture.signature import check_hooks, signature
 from throughtime.capture.trace import Const, StepTrace, trace_step
 
@@ -21,6 +22,7 @@ __all__ = [
     "StepTrace",
     "check_hooks",
     "find_mentions",
+    "mistakes_told",
     "signature",
     "trace_step",
 ]

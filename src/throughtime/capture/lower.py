@@ -7,6 +7,7 @@ from torch import Tensor
 
 from throughtime._errors import CaptureError
 from throughtime._nested import leaves, map_leaves
+from throughtime.capture.refusals import mistakes_told
 from throughtime.capture.rows import MixedRows
 from throughtime.capture.rules import RULES
 from throughtime.capture.rules.indexing import kept
@@ -49,15 +50,16 @@ def _lower_call(call: Call, values: Values, known: dict[int, Value]) -> None:
 
     args, kwargs = map_leaves(lookup, (call.args, call.kwargs))
     apply = RULES.get(call.name) or _without_rule
-    try:
-        made = apply(values, call, *args, **kwargs)
-    except MixedRows as reason:
-        raise CaptureError(f"{call.name} cannot run row by row: {reason}.{shown_line(call.line)}") from None
-    results = [made] if isinstance(made, Value) else made
-    for tensor, value in zip(leaves(call.result), results, strict=True):
-        if isinstance(tensor, Tensor) and value is not None:
-            _check(call, tensor, value)
-            known[id(tensor)] = value
+    with mistakes_told(f"capture of {call.name}", call.line):
+        try:
+            made = apply(values, call, *args, **kwargs)
+        except MixedRows as reason:
+            raise CaptureError(f"{call.name} cannot run row by row: {reason}.{shown_line(call.line)}") from None
+        results = [made] if isinstance(made, Value) else made
+        for tensor, value in zip(leaves(call.result), results, strict=True):
+            if isinstance(tensor, Tensor) and value is not None:
+                _check(call, tensor, value)
+                known[id(tensor)] = value
 
 
 def _check(call: Call, tensor: Tensor, value: Value) -> None:

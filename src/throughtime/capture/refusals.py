@@ -15,7 +15,20 @@ from torch._subclasses.fake_tensor import (
 from throughtime._errors import CaptureError, StateError
 from throughtime.capture.tape import is_framework, shown_line
 
-__all__ = ["retold"]
+__all__ = ["MISTAKES", "mistakes_told", "retold"]
+
+MISTAKES = (KeyError, IndexError, AssertionError, TypeError, ValueError, NotImplementedError)
+"""What a fault of the compiler's own raises."""
+
+
+@contextmanager
+def mistakes_told(where: str, line: str = "") -> Iterator[None]:
+    """Around what runs no line of the user's: a fault of our own is said aloud, and must not cost the user the run."""
+    try:
+        yield
+    except MISTAKES as error:
+        said = f"{where}: {type(error).__name__}: {error}"
+        raise CaptureError(f"a mistake in the compiler ({said}); please report it{shown_line(line)}") from error
 
 
 @contextmanager

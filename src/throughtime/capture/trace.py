@@ -24,7 +24,7 @@ from throughtime.capture.lower import lower
 from throughtime.capture.pair import Results, make_pair
 from throughtime.capture.reach import tensors
 from throughtime.capture.recording import Const, Recording, StepCall, record, rehearse
-from throughtime.capture.refusals import retold
+from throughtime.capture.refusals import mistakes_told, retold
 from throughtime.capture.rows import FRONT
 from throughtime.capture.sharing import check_shared_gradients
 from throughtime.capture.tape import functional
@@ -82,7 +82,8 @@ def trace_step(cell: Callable[..., object], xs: Nested, state: Nested, row_const
     _find_input_sizes(call)
     with _one_at_a_time:
         recording = _recorded(call)
-    return _lowered(recording, call.cell, _product_dtype(leaves(xs)))
+    with mistakes_told("capture"):
+        return _lowered(recording, call.cell, _product_dtype(leaves(xs)))
 
 
 def _recorded(call: StepCall) -> Recording:

@@ -13,7 +13,7 @@ __all__ = ["truth"]
 
 _ONE = """
     neg tanh sigmoid relu exp expm1 exp2 log log1p log2 log10 sqrt rsqrt reciprocal erf erfc erfinv sin cos tan asin
-    acos atan sinh cosh asinh acosh atanh abs sign sgn floor ceil round trunc isnan isinf lgamma digamma
+    acos atan sinh cosh asinh acosh atanh abs sign sgn floor ceil trunc isnan isinf lgamma digamma
 """
 _TWO = "maximum minimum atan2 fmod remainder hypot copysign nextafter fmax fmin"
 _COMPARE = "eq ne lt le gt ge"
@@ -23,7 +23,7 @@ _BITWISE = {"bitwise_and": "logical_and", "bitwise_or": "logical_or", "bitwise_x
 
 def _unary(op: str) -> Any:
     def apply(v: Values, call: Call, x: Value) -> Value:
-        whole = op in ("floor", "ceil", "round", "trunc") and not x.dtype.is_floating_point
+        whole = op in ("floor", "ceil", "trunc") and not x.dtype.is_floating_point
         if whole or (op in ("isnan", "isinf") and not x.dtype.is_floating_point):
             return x if whole else v.full(x.sizes, False, torch.bool)
         within = x.dtype if op in ("isnan", "isinf") else call.result.dtype
@@ -106,6 +106,17 @@ def _is_infinite(v: Values, call: Call, x: Value) -> Value:
     infinity = float("inf") if call.name == "isposinf" else -float("inf")
     within = x.dtype if x.dtype.is_floating_point else torch.float32
     return v.pointwise("eq", x, infinity, dtype=torch.bool, within=within)
+
+
+@rule("round")
+def _round(v: Values, call: Call, x: Value, decimals: int = 0) -> Value:
+    """In units of 10 ** -decimals, computed as PyTorch does."""
+    if not x.dtype.is_floating_point:
+        return x
+    enter, leave = ("mul", "div") if decimals > 0 else ("div", "mul")
+    units = x if decimals == 0 else v.pointwise(enter, x, 10.0 ** abs(decimals), dtype=x.dtype)
+    whole = v.pointwise("round", units, dtype=x.dtype)
+    return whole if decimals == 0 else v.pointwise(leave, whole, 10.0 ** abs(decimals), dtype=x.dtype)
 
 
 @rule("square")

@@ -27,7 +27,16 @@ from throughtime._nested import Nested, flatten, leaves, map_leaves, restructure
 from throughtime._sequence import Ragged
 from throughtime._state import check_output, rounds_products, split_result, trial
 from throughtime._types import Backend
-from throughtime.capture import Mentions, StepCall, StepTrace, check_hooks, find_mentions, signature, trace_step
+from throughtime.capture import (
+    Mentions,
+    StepCall,
+    StepTrace,
+    check_hooks,
+    find_mentions,
+    mistakes_told,
+    signature,
+    trace_step,
+)
 from throughtime.loop.native.kernel import Batch, Constants, NativeKernel
 from throughtime.loop.noise import draw_seed
 from throughtime.loop.portable import PortableLoop
@@ -176,18 +185,13 @@ def _compile(step: StepCall, mentions: Mentions) -> Compiled | Refusal:
         text = str(trace.pair)  # two layers of one kind and size have one step
         if (kernel := _kernels.get(text)) is None:
             stage = "plan"
-            plan = make_plan(trace.pair)
+            with mistakes_told(stage):
+                plan = make_plan(trace.pair)
             stage = "native"
-            kernel = _kernels[text] = NativeKernel(plan)
+            with mistakes_told(stage):
+                kernel = _kernels[text] = NativeKernel(plan)
     except (CaptureError, PlanError, BackendError) as error:
         return Refusal(str(error).rstrip("."), stage, plan)
-    except (KeyError, IndexError, AssertionError, TypeError, ValueError, NotImplementedError) as error:
-        # A mistake of the compiler's own is said aloud, and must not cost the user the run; a cell's own errors pass.
-        if stage == "capture":
-            raise
-        return Refusal(
-            f"a mistake in the compiler ({stage}: {type(error).__name__}: {error}); please report it", stage, plan
-        )
     no_gradient = kernel.lowered.no_backward
     forward_only = Refusal(f"its gradient: {no_gradient}", "native", kernel.plan) if no_gradient is not None else None
     return Compiled(trace, kernel.plan, kernel, forward_only)

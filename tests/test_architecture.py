@@ -26,7 +26,8 @@ LAYERS: dict[str, set[str]] = {
     "_autograd": LEAVES | {"capture", "plan", "loop"},
     "_cache": LEAVES,
     "_limits": LEAVES,
-    "_pipeline": LEAVES | {"capture", "plan", "loop", "_autograd", "_cache", "_limits"},
+    "_no_steps": LEAVES | {"capture"},
+    "_pipeline": LEAVES | {"capture", "plan", "loop", "_autograd", "_cache", "_limits", "_no_steps"},
     # The memory policies, which are values, stand in plan.
     "_unroll": LEAVES | {"plan", "_pipeline"},
     "_module": LEAVES | {"plan", "_unroll"},

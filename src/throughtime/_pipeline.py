@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 from weakref import WeakValueDictionary
 
@@ -24,8 +25,9 @@ from throughtime._eager import eager
 from throughtime._errors import BackendError, BackendWarning, CaptureError, PlanError
 from throughtime._limits import has_no_numbers, limit_around, limit_of
 from throughtime._nested import Nested, flatten, leaves, map_leaves, restructure, unflatten
+from throughtime._no_steps import run_no_steps
 from throughtime._sequence import Ragged
-from throughtime._state import check_output, rounds_products, split_result, trial
+from throughtime._state import check_output, rounds_products, split_result
 from throughtime._types import Backend
 from throughtime.capture import (
     Mentions,
@@ -113,7 +115,7 @@ def compilations() -> int:
 def run(request: Run) -> tuple[Nested, Nested]:
     """ys [N, ...] and the final state [B, ...], in loop order."""
     if request.ragged.steps == 0:
-        return _no_outputs(request), map_leaves(torch.clone, request.state)
+        return _no_steps(request)
     if request.backend == "portable":
         return _portable(request)
     loop, consts = find_loop(request)
@@ -397,13 +399,6 @@ def _full_precision(output: Nested, state: Nested) -> Nested:
     return unflatten(structure, [leaf.to(wanted) if leaf.is_floating_point() else leaf for leaf in flat])
 
 
-def _no_outputs(request: Run) -> Nested:
-    """No row has a step: the cell is tried once on a row of zeros, to learn the shapes of what it would return."""
-
-    def one_row(leaf: Tensor) -> Tensor:
-        return leaf.new_zeros(1, *leaf.shape[1:])
-
-    x, state, row_consts = (map_leaves(one_row, v) for v in (request.ragged.xs, request.state, request.row_consts))
-    with trial(request.ragged.xs):
-        output, _ = _step(request.cell, x, state, row_consts)
-    return map_leaves(lambda leaf: leaf.new_zeros(0, *leaf.shape[1:]), output)
+def _no_steps(request: Run) -> tuple[Nested, Nested]:
+    cell, given = request.cell, (request.ragged.xs, request.state, request.row_consts, request.reset_state)
+    return run_no_steps(cell, partial(_step, cell), *given)

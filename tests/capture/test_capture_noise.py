@@ -116,6 +116,13 @@ def test_arithmetic_on_noise(name: str) -> None:
     torch.testing.assert_close(play(traced, x, *noise)[0], expected(x, *noise), rtol=1e-5, atol=1e-5)
 
 
+def test_an_exponential_number_is_never_zero() -> None:
+    """Its logarithm is a Gumbel number."""
+    x = torch.zeros(1, H)
+    found = play(trace(lambda x: torch.empty_like(x).exponential_(2)), x, torch.zeros(1, H))[0]
+    assert torch.equal(found, torch.full_like(x, torch.finfo(torch.float32).eps / 4))
+
+
 DISTRIBUTED: dict[str, Callable[[Tensor], Tensor]] = {
     "alpha dropout": lambda x: F.alpha_dropout(x, 0.2, training=True),
     "feature dropout": lambda x: F.dropout1d(x[:, :, None], 0.3)[:, :, 0],

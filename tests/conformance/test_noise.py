@@ -1,5 +1,7 @@
 """Guarantee: noise in a cell is reproducible from PyTorch's seed, and distributed as in the plain loop."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -54,3 +56,50 @@ def test_masks_drawn_once_a_sequence(backend: str) -> None:
     kept = outputs != 0
     assert torch.equal(kept[0], kept[0, :1].expand(6, 8)), "one mask for all steps of a row"
     assert not torch.equal(kept[0, 0], kept[3, 0]), "another for another row"
+
+
+def attend_with_dropout(h: Tensor) -> Tensor:
+    """PyTorch puts the heads of a row on the axis of rows."""
+    weights, value = torch.full((h.shape[0] * 2, 3, 3), 1 / 3, dtype=h.dtype), h.view(-1, 1, 2).repeat(1, 3, 1)
+    return torch.bmm(F.dropout(weights, 0.5), value)[:, 0].reshape(h.shape)
+
+
+DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "dropout": lambda h: F.dropout(h, 0.3),
+    "dropout of heads": attend_with_dropout,
+    "bernoulli": lambda h: torch.bernoulli(torch.sigmoid(h)),
+    "rand": lambda h: torch.rand(h.shape[0], 4, dtype=h.dtype),
+    "normal": lambda h: torch.normal(h, 2.0),
+    "normal, of a deviation": lambda h: torch.normal(1.0, h.square() + 1),
+    "normal, of both": lambda h: torch.normal(h, h.square() + 1),
+    "normal, of a size": lambda h: torch.normal(1.0, 2.0, h.shape, dtype=h.dtype),
+    "exponential": lambda h: torch.empty_like(h).exponential_(2.0),
+    "gumbel softmax": lambda h: F.gumbel_softmax(h, tau=0.7),
+    "randint": lambda h: torch.randint(9, h.shape).to(h.dtype) + torch.randint(-2, 3, h.shape).to(h.dtype),
+    "randint_like": lambda h: torch.randint_like(h, 9) + torch.randint_like(h, -2, 3),
+    "randint_like, of a dtype": lambda h: torch.randint_like(h, 9, dtype=torch.int64).to(h.dtype),
+}
+
+
+class Drawing(nn.Module):
+    def __init__(self, draw: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.draw(h)
+        return y, torch.tanh(x + h + y / 8)
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_both_backends_draw_the_same(draw: str) -> None:
+    cell = Drawing(DRAWS[draw])
+    x = torch.randn(3, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for backend in BACKENDS:
+        torch.manual_seed(5)
+        outputs, state = dynamic_rnn(cell, x, [6, 1, 3], x[:, 0], backend=backend)
+        found.append((outputs, state))
+        assert not torch.equal(outputs[0, 0], outputs[0, 1])
+    for got in found[1:]:
+        torch.testing.assert_close(got, found[0])

@@ -4,7 +4,6 @@ A dispatch mode stands in for PyTorch's random operators while a step runs, so t
 noise whatever else runs, and the backward pass of a recomputed segment draws it again.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -53,13 +52,14 @@ class CounterNoise(TorchDispatchMode):
         return self._draw(normal, like)
 
     def _draw(self, distribution: Callable[..., Tensor], like: Tensor) -> Tensor:
+        """An axis of rows times heads, as in attention, has a row's heads beside each other."""
         if self.seed is None:
             self.seed = draw_seed()
-        if like.dim() == 0 or like.shape[0] != self.rows:
+        if like.dim() == 0 or like.shape[0] % self.rows:
             raise _NotByRow
         rows = torch.from_numpy(self.user_rows[: self.rows]).to(like.device)
         steps = torch.full_like(rows, self.step)
-        columns = math.prod(like.shape[1:])
+        columns = like.numel() // self.rows
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         noise = distribution(self.seed, self.operator, rows, steps, columns, dtype)
         self.operator += 1
@@ -117,6 +117,36 @@ def _randn(noise: CounterNoise, size: Any, dtype: Any = None, device: Any = None
     return noise.normal_like(torch.empty(size, dtype=dtype, device=device))
 
 
+def _normal(
+    noise: CounterNoise, mean: Any, std: Any = 1.0, size: Any = None, dtype: Any = None, device: Any = None, **_: Any
+) -> Tensor:
+    """Of a size, or shaped like the mean, the deviation, or both."""
+    if size is None:
+        given = [t for t in (mean, std) if isinstance(t, Tensor)]
+        size, dtype, device = torch.broadcast_shapes(*(t.shape for t in given)), given[0].dtype, given[0].device
+    like = torch.empty(size, dtype=dtype, device=device)
+    return noise.normal_like(like).to(like.dtype) * std + mean
+
+
+def _exponential_in_place(noise: CounterNoise, x: Tensor, rate: float = 1.0) -> Tensor:
+    u = noise.uniform_like(x)
+    return x.copy_(torch.log1p(-u).clamp(max=-torch.finfo(u.dtype).eps / 2) / -rate)
+
+
+def _randint(noise: CounterNoise, *bounds_and_size: Any, dtype: Any = torch.int64, device: Any = None, **_: Any) -> Any:
+    *bounds, size = bounds_and_size
+    return _whole(noise, torch.empty(size, dtype=torch.float64, device=device), bounds).to(dtype or torch.int64)
+
+
+def _randint_like(noise: CounterNoise, x: Tensor, *bounds: int, dtype: Any = None, **_: Any) -> Tensor:
+    return _whole(noise, torch.empty_like(x, dtype=torch.float64), bounds).to(dtype or x.dtype)
+
+
+def _whole(noise: CounterNoise, like: Tensor, bounds: Any) -> Tensor:
+    low, high = (0, *bounds)[-2:]
+    return torch.floor(noise.uniform_like(like) * (high - low)) + low
+
+
 DRAWS = {
     aten.native_dropout.default: _or_pytorch(_native_dropout),
     aten.bernoulli_.float: _or_pytorch(_bernoulli_in_place),
@@ -129,4 +159,13 @@ DRAWS = {
     aten.randn_like.default: _or_pytorch(_randn_like),
     aten.rand.default: _or_pytorch(_rand),
     aten.randn.default: _or_pytorch(_randn),
+    aten.normal.Tensor_float: _or_pytorch(_normal),
+    aten.normal.float_Tensor: _or_pytorch(_normal),
+    aten.normal.Tensor_Tensor: _or_pytorch(_normal),
+    aten.normal.float_float: _or_pytorch(_normal),
+    aten.exponential_.default: _or_pytorch(_exponential_in_place),
+    aten.randint.default: _or_pytorch(_randint),
+    aten.randint.low: _or_pytorch(_randint),
+    aten.randint_like.default: _or_pytorch(_randint_like),
+    aten.randint_like.low_dtype: _or_pytorch(_randint_like),
 }

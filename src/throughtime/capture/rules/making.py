@@ -156,11 +156,12 @@ def _normal_about(v: Values, call: Call, x: Any, mean: Any = 0.0, std: Any = 1.0
 
 @rule("exponential")
 def _exponential(v: Values, call: Call, x: Value, rate: float = 1.0, generator: Any = None) -> Value:
-    """-log(1 - u) / rate"""
+    """-log(1 - u) / rate, and never zero, of which a Gumbel number is the logarithm."""
     dtype = call.result.dtype
     minus = v.pointwise("neg", _uniform(v, call), dtype=dtype)
     log = v.pointwise("log1p", minus, dtype=dtype)
-    return v.pointwise("div", log, -rate, dtype=dtype)
+    most = -torch.finfo(_noise_dtype(dtype)).eps / 2
+    return v.pointwise("div", v.pointwise("minimum", log, most, dtype=dtype), -rate, dtype=dtype)
 
 
 @rule("randint", "randint_like")

@@ -168,5 +168,13 @@ def test_importing_the_package_pulls_in_no_optional_package() -> None:
     """`pip install throughtime` alone must do."""
     optional = ["pytorch_lightning", "pyarrow", "sklearn", "matplotlib", "rich", "tensorboard", "torchmetrics"]
     code = f"import sys, throughtime; print([name for name in {optional} if name in sys.modules])"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "[]"
+    assert printed_by(code) == "[]"
+
+
+def test_the_cells_of_contrib_are_there_once_the_package_is_imported() -> None:
+    assert printed_by("import throughtime; print(throughtime.cells.contrib.SRUCell.__name__)") == "SRUCell"
+
+
+def printed_by(code: str) -> str:
+    """Of a process of its own, in which nothing is imported yet."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()

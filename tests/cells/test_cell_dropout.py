@@ -233,3 +233,10 @@ def test_prints() -> None:
 def test_masks_keep_the_structure_of_leaves() -> None:
     masks = consts(DropoutWrapper(Echo(50), 0.5, 0.5, 0.5, True, 50))
     assert isinstance(map_leaves(lambda leaf: leaf[:3], masks), DropoutMasks)
+
+
+def test_masks_have_the_dtype_of_the_run() -> None:
+    """TensorFlow wants the dtype named with variational dropout; it may be, as the argument after the input size."""
+    named = DropoutWrapper(Echo(50), 0.5, 1.0, 0.5, True, 50, torch.float32)
+    assert {mask.dtype for mask in leaves(consts(named))} == {torch.float32}
+    assert {mask.dtype for mask in leaves(named.row_consts(40, torch.float64, CPU))} == {torch.float64}

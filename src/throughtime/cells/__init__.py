@@ -1,5 +1,6 @@
 """One step's mathematics: cells with TensorFlow 1's parameters, names, gate order and arithmetic."""
 
+from throughtime.cells import contrib as contrib
 from throughtime.cells._base import RNNCell
 from throughtime.cells.basic_rnn import BasicRNNCell
 from throughtime.cells.dropout import DropoutWrapper

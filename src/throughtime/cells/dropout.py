@@ -45,6 +45,7 @@ class DropoutWrapper(CellWrapper):
             `row_consts = cell.row_consts(batch_size, dtype, device)`.
         input_size: an int, a `torch.Size` or a nested structure of them: the features of one step's input. Needed for
             variational dropout of inputs.
+        dtype: TensorFlow needs it for variational dropout; here masks are of the dtype of the run, whatever it says.
         shared_mask: one variational mask for all rows of the batch, as TensorFlow has it.
         dropout_state_filter_visitor: called with the state, then with each part of it: True drops the part (looking
             into it if it is nested), False keeps it, a tuple says so for each entry. By default all but c of an
@@ -68,10 +69,12 @@ class DropoutWrapper(CellWrapper):
         state_keep_prob: float = 1.0,
         variational_recurrent: bool = False,
         input_size: Any = None,
+        dtype: torch.dtype | None = None,
         *,
         shared_mask: bool = False,
         dropout_state_filter_visitor: StateFilter | None = None,
     ) -> None:
+        del dtype
         super().__init__(cell)
         self.input_keep_prob = read_keep_prob("input_keep_prob", input_keep_prob)
         self.output_keep_prob = read_keep_prob("output_keep_prob", output_keep_prob)

@@ -212,7 +212,7 @@ LIKE = Pair(torch.zeros(2, 3), {"a": torch.zeros(2, 4)})
 WRONG_STATES = {
     "no rows": ((torch.zeros(3), {"a": torch.zeros(2, 4)}), "one entry per row of the batch on its first"),
     "a scalar": ((torch.tensor(0.0), {"a": torch.zeros(2, 4)}), "one entry per row of the batch on its first"),
-    "a number": ((0.0, {"a": torch.zeros(2, 4)}), "one entry per row of the batch on its first"),
+    "a number": ((0.0, {"a": torch.zeros(2, 4)}), r"got float. Use a tensor \[2\] in place of a Python number"),
     "None": (None, "one entry per row of the batch on its first"),
     "a leaf too few": ((torch.zeros(2, 3),), "must have the structure of the cell's state"),
     "other keys": ((torch.zeros(2, 3), {"b": torch.zeros(2, 4)}), "must have the structure of the cell's state"),

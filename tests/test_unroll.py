@@ -82,6 +82,18 @@ def test_a_cell_is_callable() -> None:
         bidirectional_dynamic_rnn(nn.GRUCell(3, 4), None, X)  # type: ignore[arg-type]
 
 
+def test_a_class_is_no_cell() -> None:
+    with pytest.raises(TypeError, match=r"a cell is an object, got the class GRUCell. Make one: GRUCell\(\.\.\.\)"):
+        dynamic_rnn(GRUCell, X)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_a_layer_is_no_cell(kind: str) -> None:
+    layer = getattr(nn, kind)(3, 4)
+    with pytest.raises(TypeError, match=rf"a cell is one step, and nn.{kind} is a layer .* Pass nn.{kind}Cell"):
+        dynamic_rnn(layer, X)
+
+
 def test_the_order_of_arguments_is_tensorflows() -> None:
     """cell, inputs, sequence_length, initial_state, dtype, parallel_iterations, swap_memory, time_major."""
     cell = nn.GRUCell(3, 4)

@@ -160,9 +160,8 @@ def read_lengths(sequence_length: Any, batch_size: int, steps: int) -> np.ndarra
     if lengths.size == 0:
         lengths = lengths.astype(np.int64)
     if not np.issubdtype(lengths.dtype, np.integer):
-        raise SequenceError(
-            f"sequence_length must hold whole numbers, got {lengths.dtype}. Cast it to an integer dtype."
-        )
+        given_dtype = str(getattr(sequence_length, "dtype", lengths.dtype)).removeprefix("torch.")
+        raise SequenceError(f"sequence_length must hold whole numbers, got {given_dtype}. Cast it to an integer dtype.")
     if lengths.shape != (batch_size,):
         raise SequenceError(
             f"sequence_length must be a vector with one length per row: expected shape [{batch_size}], "

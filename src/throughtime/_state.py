@@ -116,10 +116,12 @@ def fit_state(given: Nested, like: Nested | None, batch_size: int, name: str, *,
     """`given` in the structure of `like` (a plain tuple may stand for a named one), or a StateError."""
     for path, leaf in leaves_with_paths(given, name):
         if not _has_rows(leaf, batch_size):
+            shared = f"Expand a start that all rows share, for example with tensor.expand({batch_size}, ...)."
+            number = f"Use a tensor [{batch_size}] in place of a Python number."
+            remedy = number if isinstance(leaf, (int, float)) else shared
             raise StateError(
                 f"dynamic_rnn: every leaf of a state is a tensor with one entry per row of the batch on its first "
-                f"axis: {path} must be [{batch_size}, ...], got {_word(leaf)}. "
-                f"Expand a start that all rows share, for example with tensor.expand({batch_size}, ...)."
+                f"axis: {path} must be [{batch_size}, ...], got {_word(leaf)}. {remedy}"
             )
     if like is None or like is given:
         return given

@@ -299,6 +299,16 @@ def check_options(cell: Any, parallel_iterations: int | None, backend: str) -> N
         raise TypeError(
             f"dynamic_rnn: a cell is a callable (input, state) -> (output, next_state), got a {type(cell).__name__}."
         )
+    if isinstance(cell, type):
+        raise TypeError(
+            f"dynamic_rnn: a cell is an object, got the class {cell.__name__}. Make one: {cell.__name__}(...)."
+        )
+    if isinstance(cell, torch.nn.RNNBase):
+        kind = cell.mode.removesuffix("_TANH").removesuffix("_RELU")
+        raise TypeError(
+            f"dynamic_rnn: a cell is one step, and nn.{kind} is a layer that runs through all steps itself. "
+            f"Pass nn.{kind}Cell, or call the layer on the inputs."
+        )
     if parallel_iterations is not None and parallel_iterations < 1:
         raise ValueError(f"dynamic_rnn: parallel_iterations must be at least 1, got {parallel_iterations}.")
     if backend not in ("auto", "native", "portable"):

@@ -1,5 +1,6 @@
 """What a step must not do. Each refusal says what, where and what to do instead."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -401,3 +402,48 @@ def test_a_cells_own_error_passes_as_it_is(fault: type[Exception]) -> None:
     x = torch.randn(2, 3, H)
     with pytest.raises(fault, match=r"^'?of ours'?$"):
         dynamic_rnn(raising(fault), x, initial_state=x[:, 0])
+
+
+PLAIN_NUMBERS: dict[str, Callable[[], float]] = {
+    "random": random.random,
+    "random.choice": lambda: random.choice([1.0, 2.0]),
+    "numpy.random": np.random.rand,
+    "numpy.random.randn": lambda: float(np.random.randn()),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN_NUMBERS)
+def test_numbers_drawn_in_python(name: str) -> None:
+    said = refused(lambda x, h: x * PLAIN_NUMBERS[name](), "the step draws a number from Python's module .*traced once")
+    assert f"module {'numpy.random' if 'numpy' in name else 'random'}," in said
+
+
+@pytest.mark.parametrize("name", PLAIN_NUMBERS)
+@pytest.mark.filterwarnings("ignore::throughtime.BackendWarning")
+def test_a_run_draws_the_numbers_of_a_plain_loop(name: str) -> None:
+    """The trace that was refused has drawn none."""
+    draw, x, found = PLAIN_NUMBERS[name], torch.randn(2, 4, H), []
+    for run in (
+        lambda: dynamic_rnn(lambda x, h: (x * draw(), h), x, initial_state=x[:, 0])[0],
+        lambda: torch.stack([x[:, t] * draw() for t in range(4)], 1),
+    ):
+        random.seed(1)
+        np.random.seed(1)
+        found.append(run())
+    torch.testing.assert_close(*found)
+
+
+DISTRIBUTIONS: dict[str, Step] = {
+    "arguments": lambda x, h: torch.distributions.Normal(h, 1.0).rsample(),
+    "value": lambda x, h: WIDE.log_prob(x),
+}
+WIDE = torch.distributions.Normal(torch.zeros(H), 2.0)
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_checks_of_a_distribution(name: str) -> None:
+    refused(DISTRIBUTIONS[name], "a check of torch.distributions reads a number .*validate_args=False")
+
+
+def test_distributions_without_checks() -> None:
+    assert_agrees(lambda x, h: (torch.distributions.Normal(h, 2.0, validate_args=False).log_prob(x), h), row(H), row(H))

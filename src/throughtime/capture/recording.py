@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from throughtime._errors import CaptureError
 from throughtime._nested import Nested, Structure, flatten, leaves, leaves_with_paths, unflatten
 from throughtime._state import check_output, split_result
+from throughtime.capture.generators import Generators
 from throughtime.capture.graph import ROWS, Input, InputKind, Shape
 from throughtime.capture.names import Names
 from throughtime.capture.reach import Route
@@ -75,12 +76,13 @@ def rehearse(call: StepCall, rows: int, routes: Mapping[int, Route]) -> None:
 def record(call: StepCall, rows: int, routes: Mapping[int, Route], kept: Sequence[tuple[Tensor, str]]) -> Recording:
     """`routes`: paths to tensors by id. `kept`: what an earlier run left on the cell, and where: not to be read."""
     recorder = _Recorder(call, rows, routes, kept)
-    tape = Tape()
+    tape, generators = Tape(), Generators()
     with recorder.fake_mode, tape:
         output, next_state = recorder.step()
         ys, ys_structure = flatten(output)
         next_carry, state_structure = flatten(next_state)
         gradients = recorder.gradients(ys, next_carry)
+    generators.refuse_draws()
     recorder.refuse_writes(tape.calls)
     consts = tuple(recorder.consts)
     return Recording(

@@ -1,11 +1,13 @@
 """What goes wrong while a step is traced -> a CaptureError that says where and why."""
 
 import logging
+import os
 import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -16,6 +18,8 @@ from throughtime._errors import CaptureError, StateError
 from throughtime.capture.tape import is_framework, shown_line
 
 __all__ = ["MISTAKES", "mistakes_told", "retold"]
+
+_DISTRIBUTIONS = os.path.dirname(torch.distributions.__file__)
 
 MISTAKES = (KeyError, IndexError, AssertionError, TypeError, ValueError, NotImplementedError)
 """What a fault of the compiler's own raises."""
@@ -63,6 +67,11 @@ def _without_log() -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, DataDependentOutputException):
+        if _is_check_of_a_distribution(error):
+            return (
+                f"a check of torch.distributions reads a number out of a tensor ({error.func}), but the step is traced "
+                "once for all numbers. Make the distribution with validate_args=False."
+            )
         return (
             f"it reads a number out of a tensor ({error.func}), to branch on it or to compute in Python, but it is "
             "traced once for all numbers. Use torch.where, or keep the number a tensor."
@@ -85,6 +94,13 @@ def _reason(error: Exception) -> str:
             "the inputs, the state, or what the cell's row_consts returns.)"
         )
     return said
+
+
+def _is_check_of_a_distribution(error: BaseException) -> bool:
+    """Of its arguments, or of a value whose probability is asked for."""
+    checks = ("__init__", "_validate_sample")
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(f.name in checks and f.filename.startswith(_DISTRIBUTIONS) for f in frames)
 
 
 def _without_numbers(said: str, rows: tuple[int, ...]) -> str:

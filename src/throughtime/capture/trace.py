@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from throughtime._nested import Nested, Structure, leaves, map_leaves
 from throughtime._state import trial
 from throughtime.capture.attributes import Attributes
+from throughtime.capture.generators import Generators
 from throughtime.capture.graph import Input, StepPair
 from throughtime.capture.lower import lower
 from throughtime.capture.pair import Results, make_pair
@@ -87,7 +88,7 @@ def trace_step(cell: Callable[..., object], xs: Nested, state: Nested, row_const
 
 
 def _recorded(call: StepCall) -> Recording:
-    attributes = Attributes(call.cell)
+    attributes, generators = Attributes(call.cell), Generators()
     routes = tensors(call.cell)
     try:
         with retold((ROWS, FIRST_ROWS)), _plain_modes(leaves(call.xs)):
@@ -95,6 +96,7 @@ def _recorded(call: StepCall) -> Recording:
             return record(call, ROWS, routes, attributes.written_tensors())
     finally:
         attributes.restore()
+        generators.restore()
 
 
 def _find_input_sizes(call: StepCall) -> None:

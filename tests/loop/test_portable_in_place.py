@@ -104,6 +104,18 @@ def test_under_a_functional_transform() -> None:
         torch.testing.assert_close(got, plain(added, x, [start], None)[0])
 
 
+def test_what_one_step_gives_is_of_its_own() -> None:
+    """Neither outputs nor state are one tensor with the other, with the inputs or with what the cell keeps."""
+    x, own = torch.ones(1, 2, 3), torch.zeros(2, 3)
+    outputs, state = dynamic_rnn(lambda x, h: (x, own), x, initial_state=own, time_major=True, backend="portable")
+    again, same = dynamic_rnn(lambda x, h: (h, h), x, initial_state=own, time_major=True, backend="portable")
+    for value in (outputs, state, again, same):
+        value.add_(5)
+    assert bool((x == 1).all())
+    assert bool((own == 0).all())
+    assert bool((again == 5).all())
+
+
 def test_a_step_that_makes_new_tensors_is_given_no_copies() -> None:
     """Only the first step is: until it has run nothing is known of it."""
     seen: list[tuple[int, int]] = []

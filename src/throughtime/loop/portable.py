@@ -133,9 +133,9 @@ def _put_back(mask: Tensor, reset_state: Nested, state: Nested) -> Nested:
 
 
 def join_rows(parts: list[Nested]) -> Nested:
-    """Nested values of some rows each -> one of all rows."""
+    """Nested values of some rows each -> a new one of all rows."""
     if len(parts) == 1:
-        return parts[0]
+        return map_leaves(torch.clone, parts[0])
     structure: Structure = flatten(parts[0])[1]
     columns = zip(*(leaves_as(part, parts[0]) for part in parts), strict=True)
     return unflatten(structure, [torch.cat(column) for column in columns])

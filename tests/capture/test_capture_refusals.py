@@ -1,6 +1,8 @@
 """What a step must not do. Each refusal says what, where and what to do instead."""
 
+import itertools
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -414,7 +416,7 @@ PLAIN_NUMBERS: dict[str, Callable[[], float]] = {
 
 @pytest.mark.parametrize("name", PLAIN_NUMBERS)
 def test_numbers_drawn_in_python(name: str) -> None:
-    said = refused(lambda x, h: x * PLAIN_NUMBERS[name](), "the step draws a number from Python's module .*traced once")
+    said = refused(lambda x, h: x * PLAIN_NUMBERS[name](), match="the step draws a number from Python's module .*: all")
     assert f"module {'numpy.random' if 'numpy' in name else 'random'}," in said
 
 
@@ -433,11 +435,27 @@ def test_a_run_draws_the_numbers_of_a_plain_loop(name: str) -> None:
     torch.testing.assert_close(*found)
 
 
+CHANGING: dict[str, Callable[[], float]] = {
+    "a clock": time.perf_counter,
+    "an iterator": itertools.count(0.5).__next__,
+    "a generator": np.random.default_rng(0).random,
+    "a generator of Python's": random.Random(0).random,
+}
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_numbers_that_change_from_run_to_run(name: str) -> None:
+    refused(
+        lambda x, h: x * CHANGING[name](),
+        match="another at each run .*, then .*, of a clock, an iterator or a generator",
+    )
+
+
 DISTRIBUTIONS: dict[str, Step] = {
-    "arguments": lambda x, h: torch.distributions.Normal(h, 1.0).rsample(),
+    "arguments": lambda x, h: torch.distributions.Normal(h, 1.0, validate_args=True).rsample(),
     "value": lambda x, h: WIDE.log_prob(x),
 }
-WIDE = torch.distributions.Normal(torch.zeros(H), 2.0)
+WIDE = torch.distributions.Normal(torch.zeros(H), 2.0, validate_args=True)
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)

@@ -66,14 +66,21 @@ class Recording:
     dropped: tuple[str, ...]
 
 
-def rehearse(call: StepCall, rows: int, routes: Mapping[int, Route]) -> None:
-    """The step alone, without a record."""
+def rehearse(call: StepCall, rows: int, routes: Mapping[int, Route]) -> list[float]:
+    """The step alone, without a record: the numbers that it computed with."""
     recorder = _Recorder(call, rows, routes, ())
     with recorder.fake_mode:
         recorder.step()
+    return recorder.numbers
 
 
-def record(call: StepCall, rows: int, routes: Mapping[int, Route], kept: Sequence[tuple[Tensor, str]]) -> Recording:
+def record(
+    call: StepCall,
+    rows: int,
+    routes: Mapping[int, Route],
+    kept: Sequence[tuple[Tensor, str]],
+    rehearsed: Sequence[float] = (),
+) -> Recording:
     """`routes`: paths to tensors by id. `kept`: what an earlier run left on the cell, and where: not to be read."""
     recorder = _Recorder(call, rows, routes, kept)
     tape, generators = Tape(), Generators()
@@ -83,6 +90,7 @@ def record(call: StepCall, rows: int, routes: Mapping[int, Route], kept: Sequenc
         next_carry, state_structure = flatten(next_state)
         gradients = recorder.gradients(ys, next_carry)
     generators.refuse_draws()
+    recorder.refuse_other_numbers(rehearsed)
     recorder.refuse_writes(tape.calls)
     consts = tuple(recorder.consts)
     return Recording(
@@ -105,6 +113,7 @@ class _Recorder:
     ) -> None:
         self.fake_mode = FakeTensorMode()
         self.consts: list[Const] = []
+        self.numbers: list[float] = []
         self._call = call
         self._rows = rows
         self._routes = routes
@@ -128,6 +137,7 @@ class _Recorder:
         stand_ins = StandIns(self._const, self._refuse_kept)
         with rows_are(self._rows), stand_ins:
             result = call.cell(*given)
+        self.numbers = stand_ins.numbers
         output, next_state = split_result(result, state)
         check_output(output, self._rows)
         self._check_row_axes(output)
@@ -216,6 +226,15 @@ class _Recorder:
                 f"the step reads {path}, which the step before wrote there: the cell keeps a state of its own beside "
                 "the one it is given. Take it from the state, and return it with the next state."
             )
+
+    def refuse_other_numbers(self, rehearsed: Sequence[float]) -> None:
+        """A step that takes another path at first has other numbers, and as a rule not as many."""
+        for before, now in zip(rehearsed, self.numbers if len(self.numbers) == len(rehearsed) else ()):
+            if before != now and before == before:
+                raise CaptureError(
+                    f"the step computes with a number that is another at each run ({before:.6g}, then {now:.6g}), of a "
+                    "clock, an iterator or a generator, but it is traced once. Make it an input or part of the state."
+                )
 
     def refuse_writes(self, calls: Sequence[Call]) -> None:
         """Storage tells, so that a view or `.data` of a closed-over tensor is found too."""

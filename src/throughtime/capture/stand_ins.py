@@ -38,6 +38,8 @@ class StandIns(TorchFunctionMode):
         self._check = check
         self._stand_ins: dict[int, tuple[Tensor, Tensor]] = {}
         self._calls = 0
+        self.numbers: list[float] = []
+        """Those that torch functions were given, in order; sizes are whole."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") == "__get__":
@@ -63,6 +65,8 @@ class StandIns(TorchFunctionMode):
 
     def replace(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
+            if type(value) is float:
+                self.numbers.append(value)
             return plain_sizes(value)
         if isinstance(value, FakeTensor) or is_functorch_wrapped_tensor(value):
             if self._check is not None:

@@ -92,8 +92,8 @@ def _recorded(call: StepCall) -> Recording:
     routes = tensors(call.cell)
     try:
         with retold((ROWS, FIRST_ROWS)), _plain_modes(leaves(call.xs)):
-            rehearse(call, FIRST_ROWS, routes)
-            return record(call, ROWS, routes, attributes.written_tensors())
+            rehearsed = rehearse(call, FIRST_ROWS, routes)
+            return record(call, ROWS, routes, attributes.written_tensors(), rehearsed)
     finally:
         attributes.restore()
         generators.restore()

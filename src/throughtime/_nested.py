@@ -76,9 +76,6 @@ def map_leaves(function: Callable[..., Any], value: Nested, *others: Nested) -> 
 
 def restructure(flat: Iterable[Any], like: Nested) -> Nested:
     """The leaves put together as those of `like` are."""
-    if isinstance(like, Tensor):
-        (leaf,) = flat
-        return leaf
     return _rebuilt(like, flat) if _is_flat(like) else unflatten(flatten(like)[1], flat)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from throughtime._nested import Nested, leaves, map_leaves
-from throughtime._state import trial
+from throughtime._state import trial, zero_row
 from throughtime.capture.reach import reachable
 
 __all__ = ["run_no_steps"]
@@ -28,17 +28,13 @@ def run_no_steps(
     """
     trained = torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
     with trial(xs), torch.set_grad_enabled(trained):
-        output, next_state = step(*(map_leaves(_zero_row, v) for v in (xs, state, row_consts)))
+        output, next_state = step(*(map_leaves(zero_row, v) for v in (xs, state, row_consts)))
     read: list[Tensor] = []
     if trained:
         given = [leaf for value in (xs, state, row_consts, start) for leaf in leaves(value) if leaf is not None]
         read = [leaf for leaf in given if leaf.requires_grad] + _read(cell, [*leaves(output), *leaves(next_state)])
     none = map_leaves(lambda leaf: leaf.detach().new_zeros(0, *leaf.shape[1:]), output)
     return tuple(map_leaves(lambda leaf: _depending(leaf, read), value) for value in (none, state))  # type: ignore[return-value]
-
-
-def _zero_row(leaf: Tensor) -> Tensor:
-    return leaf.new_zeros(1, *leaf.shape[1:])
 
 
 def _read(cell: Any, results: Iterable[Tensor]) -> list[Tensor]:

@@ -11,14 +11,12 @@ from torch.nn.parameter import is_lazy
 from throughtime._errors import StateError
 from throughtime._nested import (
     Nested,
-    flatten,
     leaves,
     leaves_as,
     leaves_with_paths,
     map_leaves,
     restructure,
     same_structure,
-    unflatten,
 )
 
 __all__ = [
@@ -33,6 +31,7 @@ __all__ = [
     "size_parameters",
     "split_result",
     "trial",
+    "zero_row",
     "zero_state",
     "zeros_of_size",
 ]
@@ -82,7 +81,7 @@ def zero_state(cell: Any, xs: Nested, state: Nested) -> Nested:
     A cell that takes None for its state may know a start of its own; a trial tells whether that is zero.
     """
     zeros = map_leaves(torch.zeros_like, state)
-    x, zero_row = _one_row(xs), map_leaves(_zero_row, state)
+    x, zeros_of_row = _one_row(xs), map_leaves(zero_row, state)
     size_parameters(cell, xs, state)
     try:
         with trial(xs):
@@ -90,7 +89,7 @@ def zero_state(cell: Any, xs: Nested, state: Nested) -> Nested:
     except Exception:  # a cell that takes no None, whatever it raises, has no start of its own
         return zeros
     with trial(xs):
-        started_at_zero = cell(x, zero_row)
+        started_at_zero = cell(x, zeros_of_row)
     if not _equal(own, started_at_zero):
         raise StateError(
             "dynamic_rnn: a reset goes back to the cell's own start, and cell(inputs, None) shows it is not zeros. "
@@ -185,7 +184,7 @@ def size_parameters(cell: Any, xs: Nested, state: Nested, row_consts: Nested = (
     """
     if isinstance(cell, nn.Module) and any(map(is_lazy, cell.parameters())):
         with torch.inference_mode(False), torch.no_grad(), _evaluating(cell):
-            x, start, consts = (v if v is None else map_leaves(_zero_row, v) for v in (xs, state, row_consts))
+            x, start, consts = (v if v is None else map_leaves(zero_row, v) for v in (xs, state, row_consts))
             _ = cell(x, start, consts) if leaves(consts) else cell(x, start)
 
 
@@ -262,8 +261,7 @@ def _matches(value: Nested, state: Nested) -> bool:
 
 
 def _restore(value: Nested, state: Nested) -> Nested:
-    flat, structure = flatten(state)
-    return unflatten(structure, [a.to(b.dtype) for a, b in zip(leaves_as(value, state), flat)])
+    return restructure([a.to(b.dtype) for a, b in zip(leaves_as(value, state), leaves(state))], state)
 
 
 def _state_size(cell: Any) -> Any:
@@ -334,10 +332,11 @@ def _equal_leaves(a: Any, b: Any) -> bool:
 
 def _one_row(value: Nested) -> Nested:
     def one_row(leaf: Tensor) -> Tensor:
-        return leaf[:1].detach() if len(leaf) else _zero_row(leaf)
+        return leaf[:1].detach() if len(leaf) else zero_row(leaf)
 
     return None if value is None else map_leaves(one_row, value)
 
 
-def _zero_row(leaf: Tensor) -> Tensor:
+def zero_row(leaf: Tensor) -> Tensor:
+    """One row like those of the leaf, of zeros."""
     return leaf.new_zeros(1, *leaf.shape[1:])

@@ -204,9 +204,9 @@ class _Walk:
                 self.visit(value)
 
 
-def _is_fixed(kind: type) -> bool:
-    """A class of a library's, this one included, is what it was."""
-    return is_closed(kind) or (getattr(kind, "__module__", None) or "").startswith("throughtime.")
+def _is_fixed(thing: type | types.FunctionType) -> bool:
+    """A class or a function of a library's, this one included, is what it was."""
+    return is_closed(thing) or (getattr(thing, "__module__", None) or "").startswith("throughtime.")
 
 
 def _behind(member: Any) -> Any:
@@ -244,12 +244,10 @@ def _may_matter(value: Any) -> bool:
     """
     if isinstance(value, (dict, list, tuple, set, frozenset, deque)):
         return any(_may_matter(v) for v in (value.values() if isinstance(value, dict) else value) if not callable(v))
-    if isinstance(value, types.FunctionType):
-        return not is_closed(value) and not (value.__module__ or "").startswith("throughtime.")
+    if isinstance(value, (types.FunctionType, type)):
+        return not _is_fixed(value)
     if isinstance(value, (int, float, complex, bool, Tensor, nn.Module, np.ndarray, np.generic)):
         return True
-    if isinstance(value, type):
-        return not _is_fixed(value)
     return not isinstance(value, (types.ModuleType, types.BuiltinFunctionType)) and not is_closed(type(value))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from throughtime._nested import Nested, Structure, leaves, map_leaves
-from throughtime._state import trial
+from throughtime._state import trial, zero_row
 from throughtime.capture.attributes import Attributes
 from throughtime.capture.generators import Generators
 from throughtime.capture.graph import Input, StepPair
@@ -104,7 +104,7 @@ def _find_input_sizes(call: StepCall) -> None:
     modules = call.cell.modules() if isinstance(call.cell, nn.Module) else ()
     if any(p is not None and is_lazy(p) for module in modules for p in module._parameters.values()):
         with trial(call.xs):
-            call.cell(*map_leaves(lambda t: t.new_zeros(1, *t.shape[1:]), call.arguments))
+            call.cell(*map_leaves(zero_row, call.arguments))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from throughtime.capture.rows import (
     row_axis,
 )
 
-__all__ = ["Value", "Values"]
+__all__ = ["Value", "Values", "place_without", "without"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,9 +232,7 @@ class Values:
         axes = tuple(a for d in dims for a in graph_axes(d, x.place))
         if not dims or (op != "prod" and all(x.sizes[d] == 1 for d in dims)):
             return self.view(self.cast(x, dtype), sizes)
-        place = x.place
-        if place is not None and not keepdim:
-            place = Place(place.axis - sum(d < place.axis for d in dims), place.before, place.after)
+        place = place_without(x.place, dims, keepdim)
         return self.emit(op, (x.ref,), sizes, place, dtype, dims=axes, keepdim=keepdim)
 
     def _reduce_rows(self, op: str, x: Value, dims: Sequence[int], keepdim: bool, dtype: torch.dtype) -> Value:
@@ -269,3 +267,10 @@ def without(sizes: Sizes, dims: Sequence[int], keepdim: bool) -> Sizes:
     if keepdim:
         return tuple(1 if i in dims else n for i, n in enumerate(sizes))
     return tuple(n for i, n in enumerate(sizes) if i not in dims)
+
+
+def place_without(place: Place | None, dims: Sequence[int], keepdim: bool) -> Place | None:
+    """Where the rows are, when these axes are gone."""
+    if place is None or keepdim:
+        return place
+    return Place(place.axis - sum(d < place.axis for d in dims), place.before, place.after)

@@ -1,14 +1,16 @@
 """Sums, extremes, and what runs along one feature axis."""
 
+from math import prod
 from typing import Any
 
 import torch
 
-from throughtime.capture.rows import Place
 from throughtime.capture.rules.elementwise import truth
 from throughtime.capture.rules.table import rule
 from throughtime.capture.tape import Call
-from throughtime.capture.values import Value, Values
+from throughtime.capture.values import Value, Values, place_without, without
+
+__all__ = ["with_order"]
 
 
 def _dims(x: Value, dim: Any) -> list[int]:
@@ -49,30 +51,20 @@ def _max(v: Values, call: Call, x: Value, dim: int | None = None, keepdim: bool 
 @rule("argmax", "argmin")
 def _arg(v: Values, call: Call, x: Value, dim: int | None = None, keepdim: bool = False) -> Value:
     if dim is None:
-        x, dim = v.view(x, (_count(x),)), 0
+        x, dim = v.view(x, (prod(x.sizes),)), 0
     return _argument(v, x, call.name, dim, keepdim)
 
 
-def _count(x: Value) -> int:
-    count = 1
-    for n in x.sizes:
-        count *= n
-    return count
-
-
-def _with_order(v: Values, x: Value) -> Value:
+def with_order(v: Values, x: Value) -> Value:
     """Truth as 0 and 1."""
     return v.cast(x, torch.int64) if x.dtype == torch.bool else x
 
 
 def _argument(v: Values, x: Value, op: str, dim: int, keepdim: bool) -> Value:
     axis = v.feature_axis(x, dim, "searches among the rows")
-    x = _with_order(v, x)
+    x = with_order(v, x)
     dim %= len(x.sizes)
-    place = x.place
-    if place is not None and not keepdim:
-        place = Place(place.axis - (dim < place.axis), place.before, place.after)
-    sizes = [n if i != dim else 1 for i, n in enumerate(x.sizes) if keepdim or i != dim]
+    sizes, place = without(x.sizes, [dim], keepdim), place_without(x.place, [dim], keepdim)
     return v.emit(op, (x.ref,), sizes, place, torch.int64, dim=axis, keepdim=keepdim)
 
 
@@ -93,7 +85,7 @@ def _logcumsumexp(v: Values, call: Call, x: Value, dim: int) -> Value:
 def _cumulative_extreme(v: Values, call: Call, x: Value, dim: int) -> list[Value]:
     """Values and indices."""
     axis = v.feature_axis(x, dim, "accumulates over the rows")
-    given, x = x.dtype, _with_order(v, x)
+    given, x = x.dtype, with_order(v, x)
     found = [
         v.emit(call.name, (x.ref,), x.sizes, x.place, dtype, dim=axis, output=i)
         for i, dtype in enumerate((x.dtype, torch.int64))

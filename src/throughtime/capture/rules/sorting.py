@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from throughtime.capture.rows import Place
 from throughtime.capture.rules.making import LARGEST_TABLE, constant
+from throughtime.capture.rules.reductions import with_order
 from throughtime.capture.rules.table import rule
 from throughtime.capture.tape import Call
-from throughtime.capture.values import Value, Values
+from throughtime.capture.values import Value, Values, place_without
 
 MOST_RANKED = 128
 """Entries that are compared with each other; of 256, PyTorch's own sort takes half the time."""
@@ -79,9 +79,7 @@ def _mode(v: Values, call: Call, x: Value, dim: int = -1, keepdim: bool = False)
 def _pairs(v: Values, call: Call, made: Any, x: Value, dim: int, keepdim: bool, **attributes: Any) -> list[Value]:
     """A value and its index along one axis."""
     axis = v.feature_axis(x, dim, "compares the rows")
-    place = x.place
-    if place is not None and not keepdim:
-        place = Place(place.axis - (dim % len(x.sizes) < place.axis), place.before, place.after)
+    place = place_without(x.place, [dim % len(x.sizes)], keepdim)
     attributes |= {"dim": axis, "keepdim": keepdim}
     return [v.emit(call.name, (x.ref,), r.shape, place, r.dtype, **attributes, output=i) for i, r in enumerate(made)]
 
@@ -100,7 +98,7 @@ class _Entries:
     def __init__(self, v: Values, x: Value, dim: int) -> None:
         self.v, self.dim = v, dim % len(x.sizes)
         self.given = x.dtype
-        self.x = v.cast(x, torch.int64) if x.dtype == torch.bool else x
+        self.x = with_order(v, x)
         self.size, self.is_real = x.sizes[dim], x.dtype.is_floating_point
         self.counted = torch.float64 if x.dtype == torch.float64 else torch.float32 if self.is_real else torch.int64
         self.behind = len(x.sizes) - self.dim - 1
@@ -115,12 +113,12 @@ class _Entries:
             *(self._sum_where(hit, self._others(a), self.dim + 1, False) for a in (self.x, self.numbers))
         )
 
-    def of_rank(self, rank: "Value | int", keepdim: bool) -> list[Value]:
+    def of_rank(self, rank: Value | int, keepdim: bool) -> list[Value]:
         """The one of an ascending rank (along the axis, of size 1), and its place."""
         hit = self._compare("eq", self._ranks(False), rank, self.counted)
         return self._finished(*(self._sum_where(hit, a, self.dim, keepdim) for a in (self.x, self.numbers)))
 
-    def middle(self) -> "Value | int":
+    def middle(self) -> Value | int:
         """The rank of the lower middle, or of the first NaN."""
         middle = (self.size - 1) // 2
         if not self.is_real:
@@ -184,7 +182,7 @@ class _Entries:
     def _sum_where(self, hit: Value, a: Value, dim: int, keepdim: bool) -> Value:
         return self.v.reduce("sum", self.v.pointwise("where", hit, a, 0, dtype=a.dtype), [dim], keepdim, a.dtype)
 
-    def _compare(self, op: str, a: "Value | int", b: "Value | int", within: torch.dtype) -> Value:
+    def _compare(self, op: str, a: Value | int, b: Value | int, within: torch.dtype) -> Value:
         return self.v.pointwise(op, a, b, dtype=torch.bool, within=within)
 
     def _logical(self, op: str, a: Value, b: Value) -> Value:

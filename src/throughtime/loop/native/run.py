@@ -155,7 +155,7 @@ def _operator(noise: Input) -> int:
 class _Run:
     """One program's block of arguments."""
 
-    def __init__(self, walker: Walker, code: "Code") -> None:
+    def __init__(self, walker: Walker, code: Code) -> None:
         self.layout, self.batch, self.worker = code.layout, walker.bound.batch, code.worker
         self.bounds = (ctypes.c_int64 * (self.batch.threads + 1))()
         self.alive: list[object] = [code]

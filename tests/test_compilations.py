@@ -6,6 +6,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -228,6 +229,24 @@ def test_what_a_class_holds_counts(owner: type, name: str, value: Any, monkeypat
     want = dynamic_rnn(cell, X, backend="portable")[0]
     assert not torch.allclose(want, before)
     torch.testing.assert_close(go(cell)[0], want)
+
+
+gain = ContextVar("gain", default=1.0)
+
+
+def reads_a_context(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    h = torch.tanh(h + gain.get() * x[:, :1])
+    return h, h
+
+
+def test_a_context_variable_is_seen_to_change() -> None:
+    go(reads_a_context, X, None, START)
+    token = gain.set(2.0)
+    try:
+        want = dynamic_rnn(reads_a_context, X, None, START, backend="portable")[0]
+        torch.testing.assert_close(go(reads_a_context, X, None, START)[0], want)
+    finally:
+        gain.reset(token)
 
 
 settings = types.ModuleType("settings")

@@ -438,6 +438,7 @@ def test_a_run_draws_the_numbers_of_a_plain_loop(name: str) -> None:
 CHANGING: dict[str, Callable[[], float]] = {
     "a clock": time.perf_counter,
     "an iterator": itertools.count(0.5).__next__,
+    "an iterator of whole numbers": itertools.count(1).__next__,
     "a generator": np.random.default_rng(0).random,
     "a generator of Python's": random.Random(0).random,
 }
@@ -449,6 +450,21 @@ def test_numbers_that_change_from_run_to_run(name: str) -> None:
         lambda x, h: x * CHANGING[name](),
         match="another at each run .*, then .*, of a clock, an iterator or a generator",
     )
+
+
+OWN_GENERATOR = torch.Generator().manual_seed(3)
+OWN_DRAWS: dict[str, Step] = {
+    "rand": lambda x, h: x + torch.rand(h.shape, generator=OWN_GENERATOR),
+    "randn": lambda x, h: x + torch.randn(h.shape, generator=OWN_GENERATOR),
+    "bernoulli": lambda x, h: x + torch.bernoulli(torch.full_like(h, 0.5), generator=OWN_GENERATOR),
+    "normal": lambda x, h: x + torch.empty_like(h).normal_(generator=OWN_GENERATOR),
+}
+
+
+@pytest.mark.parametrize("name", OWN_DRAWS)
+def test_a_generator_of_the_steps_own(name: str) -> None:
+    """A plain loop draws from it step by step, which no noise that is keyed by row and step can repeat."""
+    refused(lambda x, h: (OWN_DRAWS[name](x, h), h), match=f"{name}.* draws from a torch.Generator of its own")
 
 
 DISTRIBUTIONS: dict[str, Step] = {

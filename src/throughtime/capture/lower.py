@@ -48,6 +48,11 @@ def _lower_call(call: Call, values: Values, known: dict[int, Value]) -> None:
             return leaf
         return known.get(id(leaf), leaf)
 
+    if call.kwargs.get("generator") is not None:
+        raise CaptureError(
+            f"{call.name} draws from a torch.Generator of its own, but a step is run many times in an order of the "
+            f"loop's own. Leave generator= out and call torch.manual_seed before the run.{shown_line(call.line)}"
+        )
     args, kwargs = map_leaves(lookup, (call.args, call.kwargs))
     apply = RULES.get(call.name) or _without_rule
     with mistakes_told(f"capture of {call.name}", call.line):

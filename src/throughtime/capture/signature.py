@@ -8,6 +8,7 @@ one; the kind of its inputs and state; autocast; hooks.
 import types
 from collections import deque
 from collections.abc import Callable, Hashable
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -101,6 +102,8 @@ class _Walk:
             self.words.append(value)
         elif isinstance(value, (np.ndarray, np.generic)):
             self.words.append(_numbers(value))
+        elif isinstance(value, ContextVar):
+            self.visit(value.get(None))
         elif (known := self._seen.get(id(value))) is not None:
             self.words.append(known)
         else:
@@ -246,7 +249,7 @@ def _may_matter(value: Any) -> bool:
         return any(_may_matter(v) for v in (value.values() if isinstance(value, dict) else value) if not callable(v))
     if isinstance(value, (types.FunctionType, type)):
         return not _is_fixed(value)
-    if isinstance(value, (int, float, complex, bool, Tensor, nn.Module, np.ndarray, np.generic)):
+    if isinstance(value, (int, float, complex, bool, Tensor, nn.Module, np.ndarray, np.generic, ContextVar)):
         return True
     return not isinstance(value, (types.ModuleType, types.BuiltinFunctionType)) and not is_closed(type(value))
 

@@ -39,7 +39,7 @@ class StandIns(TorchFunctionMode):
         self._stand_ins: dict[int, tuple[Tensor, Tensor]] = {}
         self._calls = 0
         self.numbers: list[float] = []
-        """Those that torch functions were given, in order; sizes are whole."""
+        """Those that torch functions were given, in order, but for the number of rows."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") == "__get__":
@@ -65,7 +65,7 @@ class StandIns(TorchFunctionMode):
 
     def replace(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
-            if type(value) is float:
+            if type(value) is float or (type(value) is int and not is_row_count(value)):
                 self.numbers.append(value)
             return plain_sizes(value)
         if isinstance(value, FakeTensor) or is_functorch_wrapped_tensor(value):

@@ -52,7 +52,8 @@ def limit_of(given: Iterable[tuple[str, Nested]]) -> str | None:
 
 def has_no_numbers(value: Nested) -> bool:
     """Whether the tensors have shapes only, so that nothing is computed, by any backend."""
-    return any(isinstance(leaf, FakeTensor) or leaf.is_meta for leaf in leaves(value))
+    with torch._C.DisableTorchFunction():  # a step that is traced is told that its tensors are on the CPU
+        return any(isinstance(leaf, FakeTensor) or leaf.is_meta for leaf in leaves(value))
 
 
 def _is_plain(leaf: Any, autocast: bool) -> bool:

@@ -452,6 +452,44 @@ def test_numbers_that_change_from_run_to_run(name: str) -> None:
     )
 
 
+DEVICES: dict[str, tuple[Step, str]] = {
+    "another": (lambda x, h: x + torch.zeros(H, device="mps"), "the step puts a tensor on mps, but machine code"),
+    "none": (lambda x, h: x + torch.tensor([1.0] * H, device="meta"), "makes a tensor of numbers on device='meta'"),
+    "closed over": (lambda x, h: x + ON_META, "computes on two devices, cpu and meta"),
+}
+ON_META = torch.empty(H, device="meta")
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_other_devices(name: str) -> None:
+    function, match = DEVICES[name]
+    refused(function, match=match)
+
+
+def test_the_step_is_told_that_its_tensors_are_on_the_cpu() -> None:
+    def where(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        assert (x.device, x.is_cpu, x.is_meta, x.is_cuda) == (torch.device("cpu"), True, False, False)
+        return x * torch.tensor([2.0] * H, device=x.device) + x.new_tensor([1.0] * H).to(h.device), h.cpu()
+
+    assert_agrees(where, row(H), row(H), rows=(2,))
+
+
+def test_numbers_of_a_small_table() -> None:
+    """Are known, until something is written on it."""
+
+    def reads(x: Tensor, h: Tensor) -> Tensor:
+        table = torch.tensor([2.0, 3.0])
+        return x * float(table[1] - 1) * int(table.sum())
+
+    def writes(x: Tensor, h: Tensor) -> Tensor:
+        table = torch.tensor([2.0, 3.0])
+        table[1] = x.detach()[:, 0].new_ones(()) * 5
+        return x * float(table[1])
+
+    assert_agrees(lambda x, h: (reads(x, h), h), row(H), row(H), rows=(2,))
+    refused(writes, match="reads a number out of a tensor")
+
+
 OWN_GENERATOR = torch.Generator().manual_seed(3)
 OWN_DRAWS: dict[str, Step] = {
     "rand": lambda x, h: x + torch.rand(h.shape, generator=OWN_GENERATOR),

@@ -72,6 +72,11 @@ def _bilinear(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None = None) 
     return y if bias is None else y + bias
 
 
+def _new_tensor(like: Tensor, data: Any, *, dtype: Any = None, device: Any = None) -> Tensor:
+    """PyTorch would put the numbers where `like` is, which has none."""
+    return torch.as_tensor(data).to(like.dtype if dtype is None else dtype).clone()
+
+
 IN_PYTHON: dict[Any, Callable[..., Any]] = {
     torch.lstm_cell: _lstm_cell,
     torch.gru_cell: _gru_cell,
@@ -80,6 +85,7 @@ IN_PYTHON: dict[Any, Callable[..., Any]] = {
     torch.bilinear: _bilinear,
     torch.dropout: _torch_dropout,
     F.dropout: _dropout,
+    Tensor.new_tensor: _new_tensor,
     F.scaled_dot_product_attention: _attention,
 }
 """Torch functions that write in place inside, or choose a fused kernel without a gradient formula of its own."""

@@ -1,4 +1,4 @@
-"""A call of the step and of its gradient on fake tensors -> the operators that ran, and what is what."""
+"""A call of the step and of its gradient on shapes -> the operators that ran, and what is what."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import _engine_run_backward
 from torch.utils._python_dispatch import _disable_current_modes
 
 from throughtime._errors import CaptureError
@@ -19,6 +19,8 @@ from throughtime.capture.names import Names
 from throughtime.capture.reach import Route
 from throughtime.capture.rowcount import rows_are
 from throughtime.capture.rows import list_sizes
+from throughtime.capture.shape_rules import empty_like
+from throughtime.capture.shapes import Shapes
 from throughtime.capture.stand_ins import StandIns
 from throughtime.capture.tape import Call, Tape, shown_line
 
@@ -51,9 +53,9 @@ class StepCall:
 
 @dataclass(frozen=True)
 class Recording:
-    """Every tensor in it is fake."""
+    """Every tensor in it is a shape."""
 
-    fake_mode: FakeTensorMode
+    shapes: Shapes
     calls: Sequence[Call]
     inputs: Sequence[tuple[Tensor, Input]]
     consts: tuple[Const, ...]
@@ -69,7 +71,7 @@ class Recording:
 def rehearse(call: StepCall, rows: int, routes: Mapping[int, Route]) -> list[float]:
     """The step alone, without a record: the numbers that it computed with."""
     recorder = _Recorder(call, rows, routes, ())
-    with recorder.fake_mode:
+    with recorder.shapes:
         recorder.step()
     return recorder.numbers
 
@@ -84,7 +86,7 @@ def record(
     """`routes`: paths to tensors by id. `kept`: what an earlier run left on the cell, and where: not to be read."""
     recorder = _Recorder(call, rows, routes, kept)
     tape, generators = Tape(), Generators()
-    with recorder.fake_mode, tape:
+    with recorder.shapes, tape:
         output, next_state = recorder.step()
         ys, ys_structure = flatten(output)
         next_carry, state_structure = flatten(next_state)
@@ -94,7 +96,7 @@ def record(
     recorder.refuse_writes(tape.calls)
     consts = tuple(recorder.consts)
     return Recording(
-        recorder.fake_mode,
+        recorder.shapes,
         tape.calls,
         recorder.inputs,
         consts,
@@ -111,7 +113,7 @@ class _Recorder:
     def __init__(
         self, call: StepCall, rows: int, routes: Mapping[int, Route], kept: Sequence[tuple[Tensor, str]]
     ) -> None:
-        self.fake_mode = FakeTensorMode()
+        self.shapes = Shapes()
         self.consts: list[Const] = []
         self.numbers: list[float] = []
         self._call = call
@@ -120,6 +122,7 @@ class _Recorder:
         self._kept = kept
         self._kept_paths = {id(tensor): path for tensor, path in kept}
         self._names = Names()
+        self._stand_ins = StandIns(self._const, self._refuse_kept, routes)
         self._inputs: dict[InputKind, list[tuple[Tensor, Input]]] = {}
 
     @property
@@ -134,10 +137,9 @@ class _Recorder:
         state = self._arguments(call.state, "carry", "state", "state")
         row_consts = self._arguments(call.row_consts, "row_const", "row_consts", "row_const")
         given = (xs, state, row_consts)[: len(call.arguments)]
-        stand_ins = StandIns(self._const, self._refuse_kept)
-        with rows_are(self._rows), stand_ins:
+        with rows_are(self._rows), self._stand_ins:
             result = call.cell(*given)
-        self.numbers = stand_ins.numbers
+        self.numbers = list(self._stand_ins.numbers)
         output, next_state = split_result(result, state)
         check_output(output, self._rows)
         self._check_row_axes(output)
@@ -164,11 +166,14 @@ class _Recorder:
         if not pairs or not wanted:
             return {}
         outs, d_outs = zip(*pairs)
-        found = torch.autograd.grad(outs, list(wanted.values()), d_outs, allow_unused=True)
+        # A checkpoint runs the step again, and must find the stand-ins; `torch.autograd.grad` would put them aside.
+        self._stand_ins.as_on_cpu = False
+        with rows_are(self._rows), self._stand_ins:
+            found = _engine_run_backward(outs, d_outs, False, False, (*wanted.values(),), True, accumulate_grad=False)
         return {name: g for name, g in zip(wanted, found) if g is not None}
 
     def _arguments(self, examples: Nested, kind: InputKind, root: str, name: str) -> Nested:
-        """Fakes of the examples with as many rows as this trace has. The cell gets copies: it may write on them."""
+        """Shapes of the examples with as many rows as this trace has. The cell gets copies: it may write on them."""
         _, structure = flatten(examples)
         named = leaves_with_paths(examples, root)
         names = self._names.leaves([path for path, _ in named], name)
@@ -176,7 +181,7 @@ class _Recorder:
         for word, (path, example) in zip(names, named):
             wants = example.is_floating_point() and (kind == "carry" or example.requires_grad)
             sizes = (self._rows, *example.shape[1:])
-            leaf = self._leaf(sizes, None, example, wants)
+            leaf = self._leaf(example, sizes, wants)
             self._add(leaf, kind, word, path)
             copies.append(leaf.clone())
         return unflatten(structure, copies)
@@ -185,7 +190,7 @@ class _Recorder:
         words = self._names.leaves([f"{root}[{i}]" if len(outs) > 1 else root for i in range(len(outs))], root)
         found: list[Tensor | None] = []
         for word, out in zip(words, outs):
-            leaf = self._leaf(tuple(out.shape), None, out, False) if out.is_floating_point() else None
+            leaf = self._leaf(out, tuple(out.shape), False) if out.is_floating_point() else None
             if leaf is not None:
                 self._add(leaf, kind, word, word)
             found.append(leaf)
@@ -195,23 +200,21 @@ class _Recorder:
         """What stands for a tensor that the cell closes over."""
         if real.layout != torch.strided or real.is_quantized:
             raise CaptureError(f"the step closes over a tensor that is not dense ({real.layout}).")
+        if real.is_meta:
+            raise CaptureError("the step computes on two devices, cpu and meta.")
         if any(n and n % self._rows == 0 for n in real.shape):
             raise CaptureError(f"the step closes over a tensor with an axis of {self._rows}, a size kept for tracing.")
         route = self._routes.get(id(real))
         path = route.path if route else f"a tensor of shape {list(real.shape)} that no attribute of the cell holds"
-        leaf = self._leaf(tuple(real.shape), real.stride(), real, real.requires_grad)
+        leaf = self._leaf(real, None, real.requires_grad)
         self._add(leaf, "const", self._names.const(path if route else "unnamed"), path)
         self.consts.append(Const(path, route.reader(), False) if route else Const(path, lambda _: real, True))
         return leaf
 
-    def _leaf(self, sizes: tuple[int, ...], stride: Any, like: Tensor, requires_grad: bool) -> Tensor:
-        """A fake tensor that comes from outside: its making is not recorded."""
-        with temporarily_clear_interpreter_stack(), _disable_current_modes(), self.fake_mode:
-            if stride is None:
-                leaf = torch.empty(sizes, dtype=like.dtype, device=like.device)
-            else:
-                leaf = torch.empty_strided(sizes, stride, dtype=like.dtype, device=like.device)
-            return leaf.requires_grad_(requires_grad)
+    def _leaf(self, like: Tensor, sizes: tuple[int, ...] | None, requires_grad: bool) -> Tensor:
+        """A shape that comes from outside: its making is not recorded."""
+        with temporarily_clear_interpreter_stack(), _disable_current_modes():
+            return empty_like(like, sizes).requires_grad_(requires_grad)
 
     def _add(self, leaf: Tensor, kind: InputKind, name: str, path: str) -> None:
         shape: Shape = tuple(ROWS if n and n % self._rows == 0 else n for n in leaf.shape)
@@ -219,8 +222,8 @@ class _Recorder:
         described = Input(name, kind, path, shape, leaf.dtype, requires_grad=wants)
         self._inputs.setdefault(kind, []).append((leaf, described))
 
-    def _refuse_kept(self, fake: Tensor) -> None:
-        path = self._kept_paths.get(id(fake))
+    def _refuse_kept(self, shape: Tensor) -> None:
+        path = self._kept_paths.get(id(shape))
         if path is not None:
             raise CaptureError(
                 f"the step reads {path}, which the step before wrote there: the cell keeps a state of its own beside "

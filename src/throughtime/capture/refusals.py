@@ -1,6 +1,5 @@
 """What goes wrong while a step is traced -> a CaptureError that says where and why."""
 
-import logging
 import os
 import re
 import traceback
@@ -8,18 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedOperatorException,
-)
 
 from throughtime._errors import CaptureError, StateError
+from throughtime.capture.shapes import NumbersNeeded, SizeNeedsNumbers
 from throughtime.capture.tape import is_framework, shown_line
 
 __all__ = ["MISTAKES", "mistakes_told", "retold"]
 
 _DISTRIBUTIONS = os.path.dirname(torch.distributions.__file__)
+
+_WITHOUT_SHAPES = re.compile(r"(\S+): attempted to run this operator with Meta tensors")
 
 MISTAKES = (KeyError, IndexError, AssertionError, TypeError, ValueError, NotImplementedError)
 """What a fault of the compiler's own raises."""
@@ -39,8 +36,7 @@ def mistakes_told(where: str, line: str = "") -> Iterator[None]:
 def retold(rows: tuple[int, ...]) -> Iterator[None]:
     """Around a trace; `rows` are the batch sizes that stand for any."""
     try:
-        with _without_log():
-            yield
+        yield
     except StateError as error:
         error.args = (_without_numbers(str(error), rows),)
         raise
@@ -53,36 +49,24 @@ def retold(rows: tuple[int, ...]) -> Iterator[None]:
         raise CaptureError(f"the step cannot be traced: {said}{shown_line(_line_of(error))}") from error
 
 
-@contextmanager
-def _without_log() -> Iterator[None]:
-    """PyTorch logs what goes wrong with fake tensors, with a traceback of its own, before it raises it."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before = log.disabled
-    log.disabled = True
-    try:
-        yield
-    finally:
-        log.disabled = before
-
-
 def _reason(error: Exception) -> str:
-    if isinstance(error, DataDependentOutputException):
-        if _is_check_of_a_distribution(error):
-            return (
-                f"a check of torch.distributions reads a number out of a tensor ({error.func}), but the step is traced "
-                "once for all numbers. Make the distribution with validate_args=False."
-            )
+    if isinstance(error, SizeNeedsNumbers):
         return (
-            f"it reads a number out of a tensor ({error.func}), to branch on it or to compute in Python, but it is "
-            "traced once for all numbers. Use torch.where, or keep the number a tensor."
-        )
-    if isinstance(error, DynamicOutputShapeException):
-        return (
-            f"it makes a tensor whose size depends on numbers ({error.func}); every row and step must have the "
+            f"it makes a tensor whose size depends on numbers ({error.operator}); every row and step must have the "
             "same sizes. Use torch.where or a mask."
         )
-    if isinstance(error, UnsupportedOperatorException):
-        return f"it uses {error.func}, which PyTorch cannot run without real numbers."
+    if isinstance(error, NumbersNeeded):
+        if _is_check_of_a_distribution(error):
+            return (
+                f"a check of torch.distributions reads a number out of a tensor ({error.operator}), but the step is "
+                "traced once for all numbers. Make the distribution with validate_args=False."
+            )
+        return (
+            f"it reads a number out of a tensor ({error.operator}), to branch on it or to compute in Python, but it is "
+            "traced once for all numbers. Use torch.where, or keep the number a tensor."
+        )
+    if (operator := _WITHOUT_SHAPES.match(str(error))) is not None:
+        return f"it uses {operator[1]}, which PyTorch cannot run without real numbers."
     if "TorchScript" in str(error):
         return "it runs TorchScript. Pass the Python module that it was scripted from."
     if "leaf Variable that requires grad" in str(error):

@@ -1,4 +1,4 @@
-"""Every real tensor that the step touches -> a fake one in its place, seen before anything is computed with it.
+"""Every real tensor that the step touches -> a shape in its place, seen before anything is computed with it.
 
 A cell closes over tensors wherever it likes: parameters, buffers, globals, a closure. `StandIns` watches each call of a
 torch function, puts a stand-in where a real tensor is passed, and remembers which tensor it stands for.
@@ -6,13 +6,13 @@ torch function, puts a stand-in where a real tensor is passed, and remembers whi
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
@@ -20,6 +20,7 @@ from throughtime._errors import CaptureError
 from throughtime._nested import map_leaves
 from throughtime.capture.formulas import IN_PYTHON
 from throughtime.capture.rowcount import is_row_count, mark_rows, plain_sizes
+from throughtime.capture.shapes import AS_ON_CPU, is_shape
 
 __all__ = ["StandIns"]
 
@@ -30,11 +31,22 @@ _active = threading.local()
 
 
 class StandIns(TorchFunctionMode):
-    """While active: torch functions see `make(tensor)` instead of a real tensor; `check` sees every fake one."""
+    """While active: torch functions see `make(tensor)` instead of a real tensor; `check` sees every shape.
 
-    def __init__(self, make: Callable[[Tensor], Tensor], check: Callable[[Tensor], None] | None = None) -> None:
+    closed_over: ids of tensors that the cell holds; one of them may be on PyTorch's meta device itself.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Tensor], Tensor],
+        check: Callable[[Tensor], None] | None = None,
+        closed_over: Container[int] = (),
+    ) -> None:
         super().__init__()
         self._make = make
+        self._closed_over = closed_over
+        self.as_on_cpu = True
+        """Whether the step is told so of its tensors; PyTorch's own code, which a backward pass runs, must not be."""
         self._check = check
         self._stand_ins: dict[int, tuple[Tensor, Tensor]] = {}
         self._calls = 0
@@ -47,6 +59,8 @@ class StandIns(TorchFunctionMode):
         args, kwargs = map_leaves(self.replace, (args, kwargs or {}))
         if getattr(func, "__name__", "") == "__set__":
             self._refuse_assignment(func, args[0])
+        if func is Tensor.__getitem__ or func is Tensor.__setitem__:
+            args = (args[0], _with_tensors(args[1]), *args[2:])
         if func is Tensor.__getitem__:
             _refuse_single_row(*args)
         result = (IN_PYTHON.get(func) or func)(*args, **kwargs)
@@ -55,9 +69,11 @@ class StandIns(TorchFunctionMode):
 
     def _attribute(self, getter: Any, tensor: Tensor, *owner: Any) -> Any:
         """PyTorch reads some of these from C++, where an exception ends the process: only `.shape` may be refused."""
-        if getter.__self__ is Tensor.shape and isinstance(tensor, FakeTensor) and self._check is not None:
+        if self.as_on_cpu and getter.__self__ in AS_ON_CPU:
+            return AS_ON_CPU[getter.__self__]
+        if getter.__self__ is Tensor.shape and is_shape(tensor) and self._check is not None:
             self._check(tensor)
-        if isinstance(tensor, FakeTensor) or getter.__self__ in _KEEP_IDENTITY:
+        if is_shape(tensor) or getter.__self__ in _KEEP_IDENTITY:
             result = getter(tensor, *owner)
         else:
             result = getter(self.replace(tensor), *owner)
@@ -68,7 +84,7 @@ class StandIns(TorchFunctionMode):
             if type(value) is float or (type(value) is int and not is_row_count(value)):
                 self.numbers.append(value)
             return plain_sizes(value)
-        if isinstance(value, FakeTensor) or is_functorch_wrapped_tensor(value):
+        if (is_shape(value) and id(value) not in self._closed_over) or is_functorch_wrapped_tensor(value):
             if self._check is not None:
                 self._check(value)
             return value
@@ -106,6 +122,15 @@ class StandIns(TorchFunctionMode):
         _active.mode = self._outer
         _restore_function_apply()
         return super().__exit__(*error)
+
+
+def _with_tensors(index: Any) -> Any:
+    """PyTorch would put a list of places where the indexed tensor is, and a shape has no numbers."""
+    if isinstance(index, tuple):
+        return tuple(map(_with_tensors, index))
+    if isinstance(index, (list, range)) and all(isinstance(place, int) for place in index):
+        return torch.tensor(list(index))
+    return torch.from_numpy(index) if isinstance(index, np.ndarray) else index
 
 
 def _refuse_single_row(x: Tensor, index: Any) -> None:

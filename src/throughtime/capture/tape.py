@@ -1,6 +1,6 @@
 """A call of the step -> the ATen operators it ran, in order, with what went in and came out.
 
-The tensors are fake: they have a shape and no data. Operators that write in place are removed by running the tape a
+The tensors have a shape and no numbers (`shapes.py`). Operators that write in place are removed by running the tape a
 second time under `torch.func.functionalize`; most cells have none.
 """
 
@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functionalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from throughtime._nested import leaves, map_leaves
 from throughtime.capture.formulas import FORMULAS
+from throughtime.capture.shapes import is_shape
 
 __all__ = ["Call", "Tape", "functional", "is_framework", "shown_line", "user_line"]
 
@@ -69,8 +69,16 @@ class Tape(TorchDispatchMode):
         self.line: str | None = None
         """Of the user's code, when a tape runs again; else it is looked up."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """As `Shapes`."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():  # what the step is told of its tensors is not for this
+            return self._run(func, args, kwargs or {})
+
+    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if func._schema.name.startswith(_NO_TENSORS):
             return func(*args, **kwargs)
         if func not in _LIFTS:
@@ -86,11 +94,15 @@ class Tape(TorchDispatchMode):
 
     def _lifted(self, arguments: Any) -> Any:
         """PyTorch makes some numbers into real tensors by itself; they are recorded as constants."""
-        if all(isinstance(leaf, FakeTensor) or not isinstance(leaf, Tensor) for leaf in leaves(arguments)):
+        if all(is_shape(leaf) or not isinstance(leaf, Tensor) for leaf in leaves(arguments)):
             return arguments
 
         def lift(leaf: Any) -> Any:
-            return torch.ops.aten.lift_fresh_copy(leaf) if type(leaf) is Tensor else leaf
+            return (
+                torch.ops.aten.lift_fresh_copy(leaf)
+                if isinstance(leaf, Tensor) and not leaf.is_meta and not leaf.dim()
+                else leaf
+            )
 
         with self:
             return map_leaves(lift, arguments)

@@ -1,4 +1,4 @@
-"""READ FIRST: a cell -> StepPair. Find what it closes over, run it on fake tensors, take the gradient, lower.
+"""READ FIRST: a cell -> StepPair. Find what it closes over, run it on shapes, take the gradient, lower.
 
 The step runs twice on tensors that have a shape and no data. The first run shows what it does to the cell itself; the
 second is recorded, the step and its gradient (`torch.autograd.grad`, so that custom autograd functions keep their own).
@@ -6,6 +6,7 @@ Batch sizes are two large primes: a size that is a multiple of one belongs to ro
 its batch size stops the trace (`rowcount.py`). Shapes with a symbol in them would say the same at ten times the cost.
 """
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _force_original_view_tracking
 from torch.nn.parameter import is_lazy
 
 from throughtime._nested import Nested, Structure, leaves, map_leaves
@@ -111,14 +113,16 @@ def _find_input_sizes(call: StepCall) -> None:
 def _plain_modes(xs: Sequence[Tensor]) -> Iterator[None]:
     """Gradients on, autocast off: products are rounded when they are lowered, and nothing else is.
 
-    Fake numbers are no anomaly, and hooks on saved tensors (of a checkpoint, say) must not see them.
+    What has no numbers is no anomaly, and hooks on saved tensors (of a checkpoint, say) must not see it.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
+        stack.enter_context(_force_original_view_tracking(True))
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_apart, _as_it_is))
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         for device in {"cpu", *(x.device.type for x in xs)}:
             stack.enter_context(torch.autocast(device, enabled=False))
         yield
@@ -145,7 +149,7 @@ def _lowered(recording: Recording, cell: Any, product_dtype: torch.dtype | None)
         known[id(leaf)] = values.input(described, tuple(leaf.shape))
     given = [leaf for leaf, _ in recording.inputs]
     outputs = [*recording.ys, *recording.next_carry, *recording.gradients.values()]
-    with recording.fake_mode:
+    with recording.shapes:
         calls, outputs = functional(recording.calls, given, outputs)
     step = outputs[: len(recording.ys) + len(recording.next_carry)]
     lower(calls, values, known, step, outputs[len(step) :])

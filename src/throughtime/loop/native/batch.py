@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ Source = Callable[[int, int], Sequence[Tensor]]
 """(start, stop) -> the pairs of these steps, of each input."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """The rows of one call, longest first.
 
@@ -27,19 +27,18 @@ class Batch:
     offsets: np.ndarray
     lengths: np.ndarray
     threads: int
+    _most_pairs: dict[tuple, int] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, lengths: np.ndarray, threads: int) -> "Batch":
         """Lengths, longest first. Arrays over steps are the only ones that grow with them; no copy of them is made."""
         steps, rows = (int(lengths[0]), len(lengths)) if len(lengths) else (0, 0)
-        offsets = np.empty(steps + 1, np.int64)
         if rows and lengths[-1] == steps:
-            active = np.full(steps, rows, np.int64)
-            np.multiply(np.arange(steps + 1), rows, out=offsets)
-        else:
-            active = rows - np.cumsum(np.bincount(lengths, minlength=steps + 1))[:steps]
-            offsets[0] = 0
-            np.cumsum(active, out=offsets[1:])
+            return _even_batch_again(rows, steps, threads) if steps <= FEW_STEPS else _even_batch(rows, steps, threads)
+        offsets = np.empty(steps + 1, np.int64)
+        active = rows - np.cumsum(np.bincount(lengths, minlength=steps + 1))[:steps]
+        offsets[0] = 0
+        np.cumsum(active, out=offsets[1:])
         return cls(active, offsets, lengths, threads)
 
     @property
@@ -82,6 +81,12 @@ class Batch:
 
     def most_pairs(self, chunk: int, few: bool | None = None, within: int | None = None) -> int:
         """The most pairs of a window: of those with few rows, or with many; in ranges of so many steps."""
+        key = (chunk, few, within)
+        if key not in self._most_pairs:
+            self._most_pairs[key] = self._count_most_pairs(*key)
+        return self._most_pairs[key]
+
+    def _count_most_pairs(self, chunk: int, few: bool | None, within: int | None) -> int:
         rows = self.row_counts
         if few is not None:
             rows = rows[(rows < FEW_ROWS * np.minimum(self.threads, rows)) == few]
@@ -98,6 +103,17 @@ class Batch:
             start = found[-1][1]
         return found
 
+
+def _even_batch(rows: int, steps: int, threads: int) -> Batch:
+    offsets = np.arange(0, (steps + 1) * rows, rows)
+    return Batch(np.full(steps, rows), offsets, np.full(rows, steps), threads)
+
+
+_even_batch_again = lru_cache(maxsize=8)(_even_batch)
+"""Training goes on with batches of one size: what is known of one is kept."""
+
+FEW_STEPS = 4096
+"""Whose numbers are worth keeping."""
 
 PAIRS_PER_CALL = 512
 FEW_ROWS = 12

@@ -4,7 +4,7 @@ Counted is every array that a pass makes, at its full size: with large arrays, w
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from throughtime.capture.graph import ROWS
 from throughtime.loop.native.batch import Batch
@@ -18,7 +18,7 @@ from throughtime.plan.operators import VIEWS
 if TYPE_CHECKING:
     from throughtime.loop.native.kernel import NativeKernel
 
-__all__ = ["costs_of"]
+__all__ = ["StepCosts", "costs_of"]
 
 UNIFORM_BYTES, NORMAL_BYTES = 24, 40
 """Of one number that is drawn: arrays of int64 while it is mixed; of a normal one, the first draw in float64 too."""
@@ -30,21 +30,37 @@ STEP_BYTES = 16
 """The rows and the first pair of each step."""
 
 
+class StepCosts(NamedTuple):
+    """Of one row: numbers of the outputs and of the state, floating-point operations."""
+
+    outputs: int
+    state: int
+    flops: int
+
+    @classmethod
+    def of(cls, kernel: "NativeKernel") -> "StepCosts":
+        return cls(
+            sum(b.width for name, b in kernel.buffers("training").items() if name.startswith("ys:")),
+            sum(math.prod(feature_shape(carry.shape)) for carry in kernel.plan.of_kind("carry")),
+            2 * sum(w.k * w.n for w in kernel.program("training").weights.values()),
+        )
+
+
 def costs_of(kernel: "NativeKernel", batch: Batch, chunk: int) -> Costs:
     """Of a call that is to be differentiated."""
     size = kernel.lowered.element.itemsize
-    outputs = sum(b.width for name, b in kernel.buffers("training").items() if name.startswith("ys:"))
-    state = sum(math.prod(feature_shape(carry.shape)) for carry in kernel.plan.of_kind("carry"))
-    flops = 2 * sum(w.k * w.n for w in kernel.program("training").weights.values())
-    rows = ROW_COPIES * int(batch.active.max(initial=0)) * state * size
-    always = rows + batch.steps * STEP_BYTES + _once(kernel, len(batch.lengths))
+    step = kernel.step_costs
 
     def work(within: int) -> Work:
+        rows = ROW_COPIES * int(batch.active.max(initial=0)) * step.state * size
+        always = rows + batch.steps * STEP_BYTES + _once(kernel, len(batch.lengths))
         forward, backward = (_Pass(kernel, d, batch, c, within) for d, c in (("training", chunk), ("backward", BLOCK)))
         noise = max(forward.noise_bytes, backward.noise_bytes)
         return Work(always + noise, forward.bytes, backward.bytes + _sums(kernel, batch))
 
-    return Costs(batch.offsets, batch.active, kernel.residual_bytes, outputs * size, state * size, flops, work)
+    return Costs(
+        batch.offsets, batch.active, kernel.residual_bytes, step.outputs * size, step.state * size, step.flops, work
+    )
 
 
 def _once(kernel: "NativeKernel", rows: int) -> int:

@@ -17,7 +17,7 @@ from throughtime.loop.native.amx import amx_library, amx_packed_size
 from throughtime.loop.native.batch import Batch, Bound, Constants, Located, Source
 from throughtime.loop.native.by_row import run_over_rows
 from throughtime.loop.native.contractions import contraction_scratch, emit_contractions
-from throughtime.loop.native.costs import costs_of
+from throughtime.loop.native.costs import StepCosts, costs_of
 from throughtime.loop.native.emit import element_type, emit_program
 from throughtime.loop.native.execute import Kept, Stepper, go_back, go_forward
 from throughtime.loop.native.gemm import packed_size, products_library
@@ -150,7 +150,7 @@ class NativeKernel:
         d_xs = self.empty("backward", ("d_xs:",), batch.pairs)
         outputs = zip(d_ys, self.plan.ys, strict=True)
         real = [(d, y) for d, y in outputs if self.plan.values[y].dtype.is_floating_point]
-        named = {f"d_ys:{k}": self._cotangent(d, y, batch.pairs) for k, (d, y) in enumerate(real)}
+        named = {f"d_ys:{k}": self._cotangent(d, y, batch.pairs, bound.empty) for k, (d, y) in enumerate(real)}
         located = {name: Located(tensor) for name, tensor in {**named, **d_xs}.items()}
         totals = go_back(self, bound, kept, schedule, located, {**state, **sums}, chunk)
         if "after" in self.lowered.by_row:
@@ -187,18 +187,21 @@ class NativeKernel:
 
     # --- tensors
 
-    def _as_numbers(self, tensor: Tensor) -> Tensor:
+    def _as_numbers(self, tensor: Tensor, empty: Empty = fresh) -> Tensor:
         """Entries of numbers of the kernel's type; whole numbers, which look up tables, are int64."""
         integer = not tensor.dtype.is_floating_point and tensor.dtype != torch.bool
         wanted = torch.int64 if integer else self.lowered.element
         if tensor.dim() != 2:
             tensor = tensor.reshape(tensor.shape[0], math.prod(tensor.shape[1:]))
-        return tensor.detach().to(wanted).contiguous()
+        tensor = tensor.detach()
+        if tensor.dtype == wanted and tensor.is_contiguous():
+            return tensor
+        return empty(tensor.shape, wanted).copy_(tensor)
 
-    def _cotangent(self, given: Tensor | None, of: str, count: int, own: bool = False) -> Tensor:
+    def _cotangent(self, given: Tensor | None, of: str, count: int, empty: Empty = fresh, own: bool = False) -> Tensor:
         """Of the value `of`; one's own may be written on."""
         if given is not None:
-            return self._as_numbers(given).clone() if own else self._as_numbers(given)
+            return self._as_numbers(given).clone() if own else self._as_numbers(given, empty)
         return torch.zeros(count, math.prod(feature_shape(self.plan.shape_of(of))), dtype=self.lowered.element)
 
     def buffers(self, direction: str) -> dict[str, Buffer]:
@@ -230,6 +233,11 @@ class NativeKernel:
         read = set(self.buffers("backward")) | set(self.traces.values())
         read |= {view.base for reduction in self.lowered.reductions for view in reduction.operands}
         return tuple(f"ys:{k}" for k in range(len(self.plan.ys)) if f"ys:{k}" in read)
+
+    @cached_property
+    def step_costs(self) -> StepCosts:
+        """What one step of one row takes."""
+        return StepCosts.of(self)
 
     @cached_property
     def residual_bytes(self) -> int:

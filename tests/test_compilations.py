@@ -2,6 +2,8 @@
 
 import functools
 import gc
+import subprocess
+import sys
 import types
 import warnings
 import weakref
@@ -454,3 +456,16 @@ def test_a_cell_that_is_compiled_again_and_again_is_told_of(monkeypatch: pytest.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         go(cell)
+
+
+def test_the_first_cell_does_not_wait_for_pytorchs_compiler() -> None:
+    """Its import takes longer than everything that is done here."""
+    script = """
+import sys, torch, throughtime
+from torch import nn
+x = torch.randn(2, 4, 3)
+for cell in (nn.LSTMCell(3, 4), nn.GRUCell(3, 4), nn.RNNCell(3, 4), throughtime.LSTMCell(4), throughtime.GRUCell(4)):
+    throughtime.dynamic_rnn(cell, x, [4, 2], backend="native")[0].sum().backward()
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

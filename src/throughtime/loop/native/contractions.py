@@ -1,9 +1,11 @@
-"""Sums over pairs of the products of two values' vectors -> LLVM module.
+"""Sums over pairs of the products of two values' vectors -> machine code.
 
-A value's vectors are read where they lie, if they lie one after the other; else, as the overlapping windows of a
-convolution, they are copied for a few pairs at a time.
+A value's vectors are read where they lie, if they lie one after the other; one worker does all such sums, from a table,
+and is compiled once per process. Else, as the overlapping windows of a convolution, they are copied for a few pairs at
+a time, by a worker of the plan's own; so is what runs on tiles.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,18 +14,29 @@ from llvmlite import ir
 
 from throughtime.loop.native.amx import AMX_SCRATCH, FACTOR_WORDS, declare_amx
 from throughtime.loop.native.amx_packing import BLOCK
-from throughtime.loop.native.gemm import declare_products, outer_scratch, panel_width
+from throughtime.loop.native.gemm import declare_products, outer_scratch, panel_width, products_library
 from throughtime.loop.native.ir import I64, PTR, Emitter, Value, define, new_module
+from throughtime.loop.native.jit import CompiledModule, compile_module
 from throughtime.loop.native.passes import emit_pass
 from throughtime.loop.native.program import Buffer, Load, Pass, Store, SubPass
 from throughtime.loop.native.target import Target
 from throughtime.loop.native.threads import FIRST_ARGUMENT, define_worker
 from throughtime.loop.native.views import View, contiguous, walked
 
-__all__ = ["Contraction", "Side", "contraction_scratch", "emit_contractions"]
+__all__ = [
+    "Contraction",
+    "Side",
+    "are_plain",
+    "contraction_scratch",
+    "contractions_library",
+    "emit_contractions",
+    "emit_plain_contractions",
+]
 
 VECTORS_AT_ONCE = 256
 """That are copied: as many as `outer` packs."""
+PLAIN_WORDS = 8
+"""Of one contraction in the table: its `row`, and three pointers."""
 _LINE = 16
 """Numbers: what threads work with begins on cache lines of its own."""
 
@@ -77,6 +90,17 @@ class Contraction:
         """Numbers that are copied at once."""
         return self.pairs_at_once * sum(side.vectors * side.size for side in self.copied)
 
+    @property
+    def row(self) -> tuple[int, ...]:
+        """Of the table, but for the pointers: m (0 without a), n, vectors of a pair, the steps of a and g."""
+        m, step = (0, 0) if self.a is None else (self.a.size, self.a.step)
+        return m, self.g.size, self.g.vectors, step, self.g.step
+
+
+def are_plain(contractions: Sequence[Contraction], target: Target) -> bool:
+    """Whether the worker that reads a table can do them."""
+    return not any(c.copied or c.is_on_tiles(target) for c in contractions)
+
 
 def contraction_scratch(contractions: Sequence[Contraction], target: Target, element: ir.Type) -> int:
     """Elements that each share needs."""
@@ -109,6 +133,46 @@ def emit_contractions(contractions: Sequence[Contraction], element: ir.Type, tar
         _Part(e, element, group, scratch, copies, share, e.load(block, I64, 1)).emit(pairs)
     body = e.done()
     define_worker(module, target, name, body)
+    return module
+
+
+@functools.cache
+def contractions_library(target: Target, element: ir.Type) -> CompiledModule:
+    """The worker `plain`, compiled once per process."""
+    module = emit_plain_contractions(element, target, "plain")
+    return compile_module(module, target, [products_library(target, element)])
+
+
+def emit_plain_contractions(element: ir.Type, target: Target, name: str) -> ir.Module:
+    """A module with the worker `name`. Arguments: p, scratch, its elements for a share, the number of contractions; for
+    each its `row` and the pointers a, g, c. Shares as in `emit_contractions`.
+    """
+    module = new_module(name, target)
+    products = declare_products(module, element)
+    e = define(module, f"{name}_body", {"block": PTR, "share": I64}, target, internal=True)
+    block, share = e.arguments
+    pairs, room, count = (e.load(block, I64, FIRST_ARGUMENT + i) for i in (0, 2, 3))
+    scratch = e.offset(e.load_pointer(block, FIRST_ARGUMENT + 1), e.mul(share, room), element)
+    grain = panel_width(target, element)
+
+    def one(index: Value, _: list[Value]) -> None:
+        row = e.offset(block, e.add(e.mul(index, PLAIN_WORDS), FIRST_ARGUMENT + 4), I64)
+        m, n, vectors, a_step, g_step = (e.load(row, I64, i) for i in range(5))
+        a, g, out = (e.load_pointer(row, 5 + i) for i in range(3))
+        low, high = _range(e, n, grain, share, e.load(block, I64, 1))
+        size, g_here, out_here = e.sub(high, low), e.offset(g, low, element), e.offset(out, low, element)
+        all_vectors = e.mul(pairs, vectors)
+
+        def sum_products() -> None:
+            e.call(products.outer, [all_vectors, m, size, a, a_step, g_here, g_step, out_here, n, scratch])
+
+        def sum_alone() -> None:
+            e.call(products.column_sums, [pairs, size, g_here, g_step, out_here])
+
+        e.choose(e.compare(">", size, 0), lambda: e.choose(e.compare(">", m, 0), sum_products, sum_alone))
+
+    e.loop(count, one)
+    define_worker(module, target, name, e.done())
     return module
 
 
@@ -148,7 +212,7 @@ class _Part:
         self.scratch, self.copies = scratch, copies
         self.on_tiles = self.contraction.is_on_tiles(e.target)
         grain = BLOCK if self.on_tiles else panel_width(e.target, element)
-        self.low, self.high = _range(e, self.contraction.g.size, grain, share, shares)
+        self.low, self.high = _range(e, e.integer(self.contraction.g.size), grain, share, shares)
 
     def emit(self, pairs: Value) -> None:
         e = self.e
@@ -220,11 +284,11 @@ class _Part:
         return self.e.offset(pointer, index, self.element)
 
 
-def _range(e: Emitter, size: int, grain: int, share: Value, shares: Value) -> tuple[Value, Value]:
+def _range(e: Emitter, size: Value, grain: int, share: Value, shares: Value) -> tuple[Value, Value]:
     """The share's part of `size`, in whole grains."""
-    grains = -(-size // grain)
+    grains = e.ceil_div(size, grain)
 
     def bound(i: Value) -> Value:
-        return e.min(e.mul(e.div(e.mul(i, grains), shares), grain), size)
+        return e.min(e.mul(e.div(e.mul(grains, i), shares), grain), size)
 
     return bound(share), bound(e.add(share, 1))

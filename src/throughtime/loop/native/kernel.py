@@ -16,7 +16,12 @@ from throughtime.capture.interpret import run_node
 from throughtime.loop.native.amx import amx_library, amx_packed_size
 from throughtime.loop.native.batch import Batch, Bound, Constants, Located, Source
 from throughtime.loop.native.by_row import run_over_rows
-from throughtime.loop.native.contractions import contraction_scratch, emit_contractions
+from throughtime.loop.native.contractions import (
+    are_plain,
+    contraction_scratch,
+    contractions_library,
+    emit_contractions,
+)
 from throughtime.loop.native.costs import StepCosts, costs_of
 from throughtime.loop.native.emit import element_type, emit_program
 from throughtime.loop.native.execute import Kept, Stepper, go_back, go_forward
@@ -27,7 +32,7 @@ from throughtime.loop.native.lower import Lowered, lower
 from throughtime.loop.native.program import Buffer, Program, Weight
 from throughtime.loop.native.room import Empty, fresh
 from throughtime.loop.native.run import Code, Layout
-from throughtime.loop.native.sums import OwnSum, own_sums
+from throughtime.loop.native.sums import OwnSum, SumsCode, own_sums
 from throughtime.loop.native.target import Target, host_target
 from throughtime.loop.native.tiles import full_name
 from throughtime.loop.native.views import feature_shape
@@ -50,7 +55,7 @@ class NativeKernel:
         if self.rounds and self.target.has_amx_bf16:
             self.libraries.append(amx_library(self.target))
         self._code: dict[tuple[str, int | None], Code] = {}
-        self._contractions: dict[str, CompiledModule] = {}
+        self._contractions: dict[str, SumsCode] = {}
         self._buffers: dict[str, dict[str, Buffer]] = {}
         self._lock = threading.Lock()
         self.lookups = find_lookups(plan)
@@ -323,14 +328,20 @@ class NativeKernel:
         module = self._compiled(emit_program(program, self.element, self.target, "worker"))
         return Code(module, module.address("worker"), Layout.of(program, self.lowered.dtype))
 
-    def contractions(self, over: str) -> int:
-        """The worker of the sums over pairs, or over rows."""
+    def contractions(self, over: str) -> SumsCode:
+        """Of the sums over pairs, or over rows."""
         with self._lock:
             if over not in self._contractions:
-                contractions = [own.contraction for own in self.own_sums[over].values()]
-                module = emit_contractions(contractions, self.element, self.target, "worker")
-                self._contractions[over] = self._compiled(module)
-            return self._contractions[over].address("worker")
+                self._contractions[over] = self._contractions_of(self.own_sums[over])
+            return self._contractions[over]
+
+    def _contractions_of(self, sums: Mapping[str, OwnSum]) -> SumsCode:
+        contractions = [own.contraction for own in sums.values()]
+        if are_plain(contractions, self.target):
+            module = contractions_library(self.target, self.element)
+            return SumsCode(module, module.address("plain"), True)
+        module = self._compiled(emit_contractions(contractions, self.element, self.target, "worker"))
+        return SumsCode(module, module.address("worker"), False)
 
     def _compiled(self, module: ir.Module) -> CompiledModule:
         return compile_module(module, self.target, self.libraries)

@@ -7,7 +7,7 @@ import ctypes
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from throughtime.capture.graph import Node
 from throughtime.loop.native.batch import Batch, Bound, Located
 from throughtime.loop.native.contractions import Contraction, Side
+from throughtime.loop.native.jit import CompiledModule
 from throughtime.loop.native.lower import Reduction
 from throughtime.loop.native.threads import run_shares, share_block
 from throughtime.loop.native.views import feature_shape
@@ -23,7 +24,7 @@ from throughtime.plan.memory import BLOCK
 if TYPE_CHECKING:
     from throughtime.loop.native.kernel import NativeKernel
 
-__all__ = ["STEPS_PER_SUM", "OwnSum", "Sums", "own_sums"]
+__all__ = ["STEPS_PER_SUM", "OwnSum", "Sums", "SumsCode", "own_sums"]
 
 STEPS_PER_SUM = 16 * BLOCK
 """That one sum runs over before it is added to the total: a sum over a million steps keeps its digits."""
@@ -65,6 +66,14 @@ def _both(items: Sequence) -> tuple:
     return items[0], items[-1]
 
 
+class SumsCode(NamedTuple):
+    """The worker of some sums. `plain`: it does any plain ones, and is told which in a table."""
+
+    module: CompiledModule
+    worker: int
+    plain: bool
+
+
 class Sums:
     """The totals of one backward pass: `over` its pairs or, after the steps, over its rows."""
 
@@ -75,8 +84,9 @@ class Sums:
         self.own = kernel.own_sums[over]
         self.partial = {r.node.name: torch.zeros(self._partial_shape(r), dtype=dtype) for r in self.reductions}
         self.totals: dict[str, Tensor] = {}
-        self.worker = kernel.contractions(over) if self.own else 0
-        self.scratch = bound.empty((kernel.sum_scratch[over] * self.threads,), dtype)
+        self.code = kernel.contractions(over) if self.own else None
+        self.room = kernel.sum_scratch[over]
+        self.scratch = bound.empty((self.room * self.threads,), dtype)
 
     def _partial_shape(self, reduction: Reduction) -> tuple[int, ...]:
         own = self.own.get(reduction.node.name)
@@ -86,22 +96,34 @@ class Sums:
         """The blocks of the steps [start, stop), last first; `start` is a block's first step."""
         for block in range((stop - 1) // BLOCK, start // BLOCK - 1, -1):
             low, high = int(batch.offsets[block * BLOCK]), int(batch.offsets[min((block + 1) * BLOCK, stop)])
-            if self.own:
-                self._add_own(buffers, low, high)
+            if self.code is not None:
+                self._add_own(self.code, buffers, low, high)
             for reduction in self.reductions:
                 if reduction.node.op == "embedding_dense_backward":
                     self._add_to_table(reduction, buffers, low, high)
             if block * BLOCK % STEPS_PER_SUM == 0:
                 self._flush(last=block == 0)
 
-    def _add_own(self, buffers: Mapping[str, Located], low: int, high: int) -> None:
+    def _add_own(self, code: SumsCode, buffers: Mapping[str, Located], low: int, high: int) -> None:
         arguments = [high - low, self.scratch.data_ptr()]
+        if code.plain:
+            arguments += [self.room, len(self.own)]
         for name, own in self.own.items():
-            a, g = own.contraction.a, own.contraction.g
-            first = 0 if a is None else buffers[a.view.base].pointer_to(low)
-            arguments += [first, buffers[g.view.base].pointer_to(low), self.partial[name].data_ptr()]
+            if code.plain:
+                arguments += own.contraction.row
+            arguments += [self._first(side, code, buffers, low) for side in (own.contraction.a, own.contraction.g)]
+            arguments.append(self.partial[name].data_ptr())
         block = share_block(self.threads, arguments)
-        run_shares(self.worker, ctypes.addressof(block), self.threads)
+        run_shares(code.worker, ctypes.addressof(block), self.threads)
+
+    @staticmethod
+    def _first(side: Side | None, code: SumsCode, buffers: Mapping[str, Located], low: int) -> int:
+        """Where the value of the first pair begins; a worker of the plan's own knows its place in the buffer."""
+        if side is None:
+            return 0
+        located = buffers[side.view.base]
+        skipped = side.view.offset * located.tensor.element_size() if code.plain else 0
+        return located.pointer_to(low) + skipped
 
     def _add_to_table(self, reduction: Reduction, buffers: Mapping[str, Located], low: int, high: int) -> None:
         gradient, index = (buffers[v.base].cut(low, high) for v in reduction.operands)

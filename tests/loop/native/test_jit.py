@@ -166,6 +166,7 @@ def test_a_machine_has_tiles_if_processor_and_system_give_them(
     monkeypatch: pytest.MonkeyPatch, processor: bool, permitted: bool
 ) -> None:
     features = {"avx512f": True, "amx-tile": processor, "amx-bf16": processor}
+    monkeypatch.setattr(targets.llvm, "get_process_triple", lambda: "x86_64-unknown-linux-gnu")
     monkeypatch.setattr(targets.llvm, "get_host_cpu_features", lambda: features)
     monkeypatch.setattr(targets, "_tiles_are_permitted", lambda: permitted)
     assert host_target.__wrapped__().has_amx_bf16 == (processor and permitted)

@@ -94,7 +94,7 @@ def host_target() -> Target:
 
 def _tiles_are_permitted() -> bool:
     """Linux keeps room for a thread's tiles only in processes that have asked."""
-    if platform.system() != "Linux":
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):  # elsewhere the number is of another call
         return False
     return ctypes.CDLL(None).syscall(*map(ctypes.c_long, (_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _TILE_DATA))) == 0
 

@@ -197,7 +197,9 @@ PYTHON = {
     "item": (lambda x, h: x if x.sum().item() > 0 else h, "it reads a number out of a tensor"),
     "truth": (lambda x, h: x if (x > 0).all() else h, "it reads a number out of a tensor"),
     "size of a choice": (lambda x, h: x[x > 0].sum() + h, "a tensor whose size depends on numbers"),
-    "numpy": (lambda x, h: torch.from_numpy(x.detach().numpy()), "numpy"),
+    "numpy": (lambda x, h: torch.from_numpy(x.detach().numpy()), "takes the numbers of a tensor out of PyTorch"),
+    "a list": (lambda x, h: torch.tensor(x.tolist()), "takes the numbers of a tensor out of PyTorch"),
+    "foreign code": (lambda x, h: x * x.data_ptr(), "takes the numbers of a tensor out of PyTorch"),
     "its own error": (lambda x, h: 1 // 0, "it raised ZeroDivisionError: integer"),
     "a tensor of rows": (lambda x, h: x * torch.randn(4, H), "one entry per row must be part of the inputs"),
 }

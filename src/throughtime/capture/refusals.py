@@ -16,6 +16,7 @@ __all__ = ["MISTAKES", "mistakes_told", "retold"]
 
 _DISTRIBUTIONS = os.path.dirname(torch.distributions.__file__)
 
+_TAKES_NUMBERS = ("tensor to numpy", "tolist() shouldn't be called", "Cannot access data pointer")
 _WITHOUT_SHAPES = re.compile(r"(\S+): attempted to run this operator with Meta tensors")
 
 MISTAKES = (KeyError, IndexError, AssertionError, TypeError, ValueError, NotImplementedError)
@@ -64,6 +65,11 @@ def _reason(error: Exception) -> str:
         return (
             f"it reads a number out of a tensor ({error.operator}), to branch on it or to compute in Python, but it is "
             "traced once for all numbers. Use torch.where, or keep the number a tensor."
+        )
+    if any(words in str(error) for words in _TAKES_NUMBERS):
+        return (
+            "it takes the numbers of a tensor out of PyTorch (numpy(), tolist(), an extension), but it is traced once "
+            "for all numbers. Write it with PyTorch's operators."
         )
     if (operator := _WITHOUT_SHAPES.match(str(error))) is not None:
         return f"it uses {operator[1]}, which PyTorch cannot run without real numbers."

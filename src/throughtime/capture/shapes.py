@@ -15,7 +15,7 @@ from throughtime._nested import leaves, map_leaves
 from throughtime.capture.formulas import FORMULAS
 from throughtime.capture.shape_rules import META, empty_like, shape_of_result
 
-__all__ = ["AS_ON_CPU", "NumbersNeeded", "Shapes", "SizeNeedsNumbers", "is_shape"]
+__all__ = ["AS_ON_CPU", "Mode", "NumbersNeeded", "Shapes", "SizeNeedsNumbers", "is_shape"]
 
 aten = torch.ops.aten
 
@@ -47,7 +47,23 @@ def is_shape(value: Any) -> bool:
         return isinstance(value, Tensor) and value.is_meta
 
 
-class Shapes(TorchDispatchMode):
+class Mode(TorchDispatchMode):
+    """Sees every operator: `run` is called in its place."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch's compiler would be imported only to be told that it need not look in here."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunction():  # what the step is told of its tensors is not for this
+            return self.run(func, args, kwargs or {})
+
+    def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return func(*args, **kwargs)
+
+
+class Shapes(Mode):
     """While active: every tensor that is made is a shape. The few numbers of a table made in the step stay known."""
 
     def __init__(self) -> None:
@@ -57,16 +73,7 @@ class Shapes(TorchDispatchMode):
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
         """By the id of a shape: itself, which keeps its id, and its numbers."""
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """PyTorch's compiler would be imported only to be told that it need not look in here."""
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with torch._C.DisableTorchFunction():  # what the step is told of its tensors is not for this
-            return self._run(func, args, kwargs or {})
-
-    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if func in _LIFTS and args[0].is_meta and id(args[0]) not in self._lifted:
             raise CaptureError("the step makes a tensor of numbers on device='meta'.")
         if func in _LIFTS:

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import functionalize
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from throughtime._nested import leaves, map_leaves
 from throughtime.capture.formulas import FORMULAS
-from throughtime.capture.shapes import is_shape
+from throughtime.capture.shapes import Mode, is_shape
 
 __all__ = ["Call", "Tape", "functional", "is_framework", "shown_line", "user_line"]
 
@@ -60,7 +59,7 @@ class Call:
         return [r for r in leaves(self.result) if isinstance(r, Tensor)]
 
 
-class Tape(TorchDispatchMode):
+class Tape(Mode):
     """Records while it is active."""
 
     def __init__(self) -> None:
@@ -69,16 +68,7 @@ class Tape(TorchDispatchMode):
         self.line: str | None = None
         """Of the user's code, when a tape runs again; else it is looked up."""
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """As `Shapes`."""
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with torch._C.DisableTorchFunction():  # what the step is told of its tensors is not for this
-            return self._run(func, args, kwargs or {})
-
-    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if func._schema.name.startswith(_NO_TENSORS):
             return func(*args, **kwargs)
         if func not in _LIFTS:
@@ -98,11 +88,8 @@ class Tape(TorchDispatchMode):
             return arguments
 
         def lift(leaf: Any) -> Any:
-            return (
-                torch.ops.aten.lift_fresh_copy(leaf)
-                if isinstance(leaf, Tensor) and not leaf.is_meta and not leaf.dim()
-                else leaf
-            )
+            is_number = isinstance(leaf, Tensor) and not leaf.is_meta and not leaf.dim()
+            return torch.ops.aten.lift_fresh_copy(leaf) if is_number else leaf
 
         with self:
             return map_leaves(lift, arguments)

@@ -1,7 +1,7 @@
 """READ FIRST: a cell -> StepPair. Find what it closes over, run it on shapes, take the gradient, lower.
 
 The step runs twice on tensors that have a shape and no data. The first run shows what it does to the cell itself; the
-second is recorded, the step and its gradient (`torch.autograd.grad`, so that custom autograd functions keep their own).
+second is recorded, the step and its gradient (by PyTorch's autograd, so that custom functions keep their own).
 Batch sizes are two large primes: a size that is a multiple of one belongs to rows, and what a cell must not do with
 its batch size stops the trace (`rowcount.py`). Shapes with a symbol in them would say the same at ten times the cost.
 """

@@ -101,6 +101,15 @@ OTHERS: dict[str, tuple[Any, list[tuple[Any, ...]], int]] = {
         [([X, X], 1), ([X, shape(2, 3)],), ([X, X.t()], 1), ([X, X], 3), ([X, shape(0)], 1), ([X, IDS], 1), ([X], -1)],
         3,
     ),
+    "stack": (aten.stack.default, [([X, X], 1), ([X, X], -1), ([X, X], 3), ([X, X.t()],), ([X, shape(5, 2)],)], 2),
+    "masked fill": (
+        aten.masked_fill.Scalar,
+        [(X, TRUTHS, 0.5), (X, shape(3, dtype=torch.bool), 0), (X, X, 1), (X, shape(2, 5, 3, dtype=torch.bool), 0)],
+        2,
+    ),
+    "rand_like": (aten.rand_like.default, [(X,), (X.t(),), (IDS,)], 1),
+    "cumsum": (aten.cumsum.default, [(X, 1), (X, -2), (X, 2), (X.t(), 0), (IDS, 0)], 2),
+    "mv": (aten.mv.default, [(X, shape(3)), (X, shape(5)), (X.t(), shape(5)), (X, X)], 2),
     "embedding": (aten.embedding.default, [(X, IDS), (X, X), (shape(2, 5, 3), IDS)], 1),
 }
 

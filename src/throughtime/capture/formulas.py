@@ -1,5 +1,6 @@
 """Compound operators -> the few that a graph may hold, as plain PyTorch code that is traced in their place."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -352,13 +353,25 @@ _PYTORCHS_OWN = """
 """
 
 
+def _bare(formula: Callable[..., Any]) -> Callable[..., Any]:
+    """Without what PyTorch wraps around it to mix dtypes, which imports PyTorch's whole compiler."""
+    inner = inspect.unwrap(formula)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        dtypes = {a.dtype for a in (*args, *kwargs.values()) if isinstance(a, Tensor)}
+        alike = len(dtypes) == 1 and not dtypes.isdisjoint((torch.float32, torch.float64))
+        return (inner if alike else formula)(*args, **kwargs)
+
+    return run
+
+
 def _add_pytorchs_own() -> None:
     for name in _PYTORCHS_OWN.split():
         packet = getattr(aten, name)
         for overload in packet.overloads():
             operator = getattr(packet, overload)
             if operator in decomposition_table and not operator._schema.is_mutable:
-                FORMULAS.setdefault(operator, decomposition_table[operator])
+                FORMULAS.setdefault(operator, _bare(decomposition_table[operator]))
 
 
 _add_pytorchs_own()

@@ -20,7 +20,7 @@ _TRUTHS = frozenset(
     {aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge, aten.isnan, aten.isinf, aten.isfinite, aten.isneginf}
     | {aten.isposinf, aten.signbit, aten.logical_not, aten.logical_and, aten.logical_or, aten.logical_xor}
 )
-_OTHERWISE = ("__", "bitwise_", "gcd", "lcm", "equal", "float_power", "masked_fill", "conj", "positive", "rrelu")
+_OTHERWISE = ("__", "bitwise_", "gcd", "lcm", "equal", "float_power", "conj", "positive", "rrelu")
 """How the names begin of operators that take or make something else, or may return their operand."""
 
 
@@ -37,6 +37,8 @@ def empty_like(tensor: Tensor, sizes: Sequence[int] | None = None, dtype: torch.
 
 def shape_of_result(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """None where PyTorch's own rule must answer, and where the arguments do not fit."""
+    if func.overloadpacket in (aten.rand_like, aten.randn_like):
+        return _drawn_like(*args, **kwargs)
     rule = _RULES.get(func.overloadpacket)
     if rule is not None:
         return None if kwargs else rule(*args)
@@ -45,17 +47,22 @@ def shape_of_result(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> A
         return None
     if func.overloadpacket.__name__.startswith(_OTHERWISE):
         return None
-    return _pointwise(args, torch.bool if func.overloadpacket in _TRUTHS else None)
+    return _truths(args) if func.overloadpacket in _TRUTHS else _pointwise(args)
 
 
-def _pointwise(args: Sequence[Any], dtype: torch.dtype | None = None) -> Tensor | None:
-    """A result of the operands' dtype, or of another."""
+def _pointwise(args: Sequence[Any]) -> Tensor | None:
+    """A result of the operands' dtype."""
     tensors = [a for a in args if isinstance(a, Tensor)]
-    kinds = {t.dtype for t in tensors}
     sizes = _broadcast(tensors)
-    if len(kinds) != 1 or not tensors[0].is_floating_point() or sizes is None:
+    if len({t.dtype for t in tensors}) != 1 or not tensors[0].is_floating_point() or sizes is None:
         return None
-    return empty_like(tensors[0], sizes, dtype)
+    return empty_like(tensors[0], sizes)
+
+
+def _truths(args: Sequence[Any]) -> Tensor | None:
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    sizes = None if any(t.is_complex() for t in tensors) else _broadcast(tensors)
+    return None if sizes is None else empty_like(tensors[0], sizes, torch.bool)
 
 
 def _where(condition: Tensor, *args: Any) -> Tensor | None:
@@ -86,6 +93,10 @@ def _is_in_order(tensor: Tensor) -> bool:
 
 def _like_first(x: Tensor, *_: Any) -> Tensor | None:
     return empty_like(x, x.shape) if _is_in_order(x) and x.is_floating_point() else None
+
+
+def _drawn_like(x: Tensor, dtype: Any = None, memory_format: Any = None, **_: Any) -> Tensor | None:
+    return _like_first(x) if dtype in (None, x.dtype) and memory_format in (None, torch.preserve_format) else None
 
 
 def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor | None:
@@ -131,6 +142,29 @@ def _cat(parts: Sequence[Tensor], dim: int = 0) -> Tensor | None:
     return empty_like(first, (*first.shape[:axis], joined, *first.shape[axis + 1 :]))
 
 
+def _stack(parts: Sequence[Tensor], dim: int = 0) -> Tensor | None:
+    first = parts[0]
+    alike = {(t.dtype, t.shape) for t in parts}
+    if len(alike) > 1 or not all(map(_is_in_order, parts)) or not -first.dim() - 1 <= dim <= first.dim():
+        return None
+    axis = dim % (first.dim() + 1)
+    return empty_like(first, (*first.shape[:axis], len(parts), *first.shape[axis:]))
+
+
+def _masked_fill(x: Tensor, mask: Tensor, value: Any) -> Tensor | None:
+    is_number = not isinstance(value, Tensor) or value.dim() == 0
+    return _where(mask, x, x) if is_number and _broadcast([x, mask]) == list(x.shape) else None
+
+
+def _along(x: Tensor, dim: int) -> Tensor | None:
+    return _like_first(x) if -x.dim() <= dim < x.dim() else None
+
+
+def _mv(a: Tensor, v: Tensor) -> Tensor | None:
+    fits = a.dtype == v.dtype and (a.dim(), v.dim()) == (2, 1) and a.shape[1] == v.shape[0]
+    return empty_like(a, a.shape[:1]) if fits else None
+
+
 def _embedding(table: Tensor, ids: Tensor, *_: Any) -> Tensor | None:
     return empty_like(table, (*ids.shape, table.shape[1])) if table.dim() == 2 and not ids.is_floating_point() else None
 
@@ -147,5 +181,9 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten.amax: _reduced,
     aten.amin: _reduced,
     aten.cat: _cat,
+    aten.stack: _stack,
+    aten.masked_fill: _masked_fill,
+    aten.cumsum: _along,
+    aten.mv: _mv,
     aten.embedding: _embedding,
 }

@@ -89,7 +89,8 @@ IN_PYTHON: dict[Any, Callable[..., Any]] = {
     Tensor.new_tensor: _new_tensor,
     F.scaled_dot_product_attention: _attention,
 }
-"""Torch functions that write in place inside, or choose a fused kernel without a gradient formula of its own."""
+"""Torch functions that write in place inside, choose a fused kernel without a gradient formula of its own, or look at
+the device of their tensors."""
 
 
 def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:

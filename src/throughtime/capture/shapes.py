@@ -26,7 +26,6 @@ MOST_KNOWN = 64
 """Numbers of a tensor that are worth knowing: a step may read a small table that it made itself."""
 
 _LIFTS = frozenset({aten.lift_fresh.default, aten.lift_fresh_copy.default})
-_INDEXES = frozenset({aten.index.Tensor, aten.index_put.default, aten.index_put_.default})
 
 
 class NumbersNeeded(Exception):
@@ -74,8 +73,6 @@ class Shapes(Mode):
         """By the id of a shape: itself, which keeps its id, and its numbers."""
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        if func in _LIFTS and args[0].is_meta and id(args[0]) not in self._lifted:
-            raise CaptureError("the step makes a tensor of numbers on device='meta'.")
         if func in _LIFTS:
             return self._shape_of(args[0])
         args, kwargs = map_leaves(self._shape_of_number, (args, kwargs))
@@ -113,7 +110,9 @@ class Shapes(Mode):
         return self._shape_of(leaf)
 
     def _shape_of(self, leaf: Tensor) -> Tensor:
-        """Of a tensor that is made of numbers."""
+        """Of a tensor that is made of numbers. PyTorch lifts some twice."""
+        if leaf.is_meta and id(leaf) not in self._lifted:
+            raise CaptureError("the step makes a tensor of numbers on device='meta'.")
         if leaf.is_meta:
             return leaf
         shape = empty_like(leaf)
@@ -135,12 +134,14 @@ class Shapes(Mode):
 def _refuse_numbers(func: Any, args: Any) -> None:
     if torch.Tag.data_dependent_output in func.tags:
         raise NumbersNeeded(func)
-    if func in _INDEXES:
-        masked = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
-        if masked and func is aten.index.Tensor:
+    if torch.Tag.dynamic_output_shape in func.tags:
+        by_places = func is aten.index.Tensor and not any(_is_mask(index) for index in args[1])
+        if not by_places:
             raise SizeNeedsNumbers(func)
-    elif torch.Tag.dynamic_output_shape in func.tags:
-        raise SizeNeedsNumbers(func)
+
+
+def _is_mask(index: Tensor | None) -> bool:
+    return index is not None and index.dtype in (torch.bool, torch.uint8)
 
 
 def _on_meta(kwargs: dict[str, Any]) -> dict[str, Any]:

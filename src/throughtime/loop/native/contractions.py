@@ -30,7 +30,6 @@ __all__ = [
     "contraction_scratch",
     "contractions_library",
     "emit_contractions",
-    "emit_plain_contractions",
 ]
 
 VECTORS_AT_ONCE = 256
@@ -139,11 +138,11 @@ def emit_contractions(contractions: Sequence[Contraction], element: ir.Type, tar
 @functools.cache
 def contractions_library(target: Target, element: ir.Type) -> CompiledModule:
     """The worker `plain`, compiled once per process."""
-    module = emit_plain_contractions(element, target, "plain")
+    module = _emit_plain(element, target, "plain")
     return compile_module(module, target, [products_library(target, element)])
 
 
-def emit_plain_contractions(element: ir.Type, target: Target, name: str) -> ir.Module:
+def _emit_plain(element: ir.Type, target: Target, name: str) -> ir.Module:
     """A module with the worker `name`. Arguments: p, scratch, its elements for a share, the number of contractions; for
     each its `row` and the pointers a, g, c. Shares as in `emit_contractions`.
     """

@@ -28,7 +28,7 @@ def limit_around() -> str | None:
         return "forward-mode derivatives are on, and machine code has backward ones only"
     if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace is recording, which sees PyTorch's operators only"
-    if torch.get_default_device().type != "cpu":
+    if torch._C._len_torch_function_stack() and torch.get_default_device().type != "cpu":
         return f"torch.set_default_device puts new tensors on {torch.get_default_device()}"
     if _has_any_global_hook():
         return "a global module hook is registered, which runs at every step"

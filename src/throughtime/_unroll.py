@@ -5,6 +5,7 @@ Sources: TensorFlow 1.15, python/ops/rnn.py (dynamic_rnn, static_rnn, bidirectio
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -263,7 +264,7 @@ def _dtype_of(xs: Nested, cell: Any) -> torch.dtype:
     """
     weights = cell.parameters() if isinstance(cell, torch.nn.Module) else ()
     first = leaves(xs)[0]
-    floating = (t.dtype for t in (*leaves(xs), *weights) if t.dtype.is_floating_point)
+    floating = (t.dtype for t in chain(leaves(xs), weights) if t.dtype.is_floating_point)
     dtype = next(floating, torch.get_default_dtype())
     rounded = dtype.itemsize < torch.float32.itemsize and rounds_products(first.device)
     return torch.float32 if rounded else dtype

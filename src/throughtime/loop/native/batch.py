@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -45,6 +44,11 @@ class Batch:
     def steps(self) -> int:
         return len(self.active)
 
+    @cached_property
+    def addresses(self) -> tuple[int, int]:
+        """Of `active` and `offsets`."""
+        return self.active.ctypes.data, self.offsets.ctypes.data
+
     @property
     def pairs(self) -> int:
         return int(self.offsets[-1])
@@ -64,8 +68,8 @@ class Batch:
         count = max(1, min(self.threads, rows))
         if count == 1 or self.active[stop - 1] == rows:
             return _even(0, rows, count)
-        done = np.cumsum(np.minimum(self.lengths[:rows] - start, stop - start))
-        marks = np.searchsorted(done, done[-1] * np.arange(1, count) / count, side="left") + 1
+        done = np.minimum(self.lengths[:rows] - start, stop - start).cumsum()
+        marks = done.searchsorted([int(done[-1]) * i / count for i in range(1, count)]) + 1
         return [0, *marks.tolist(), rows]
 
     def pair_shares(self, start: int, stop: int) -> list[int]:
@@ -124,15 +128,18 @@ def _even(low: int, high: int, count: int) -> list[int]:
     return [low + (high - low) * i // count for i in range(count + 1)]
 
 
-class Located(NamedTuple):
-    """A buffer with one entry per pair, from the pair `first` on."""
+class Located:
+    """A buffer with one entry per pair, from the pair `first` on. Asked for addresses again and again."""
 
-    tensor: Tensor
-    first: int = 0
+    __slots__ = ("_address", "_entry", "first", "tensor")
+
+    def __init__(self, tensor: Tensor, first: int = 0) -> None:
+        self.tensor, self.first = tensor, first
+        self._address, self._entry = tensor.data_ptr(), tensor.stride(0) * tensor.element_size()
 
     def pointer_to(self, pair: int) -> int:
         """The address of a pair's entry."""
-        return self.tensor.data_ptr() + (pair - self.first) * self.tensor.stride(0) * self.tensor.element_size()
+        return self._address + (pair - self.first) * self._entry
 
     def cut(self, low: int, high: int) -> Tensor:
         """The entries of the pairs [low, high)."""

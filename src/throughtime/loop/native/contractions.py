@@ -89,11 +89,11 @@ class Contraction:
         """Numbers that are copied at once."""
         return self.pairs_at_once * sum(side.vectors * side.size for side in self.copied)
 
-    @property
+    @functools.cached_property
     def row(self) -> tuple[int, ...]:
-        """Of the table, but for the pointers: m (0 without a), n, vectors of a pair, the steps of a and g."""
-        m, step = (0, 0) if self.a is None else (self.a.size, self.a.step)
-        return m, self.g.size, self.g.vectors, step, self.g.step
+        """Of the table, but for the pointers: m (0 without a), n, vectors of a pair, a's step and g's, downwards."""
+        m, step = (0, 0) if self.a is None else (self.a.size, -self.a.step)
+        return m, self.g.size, self.g.vectors, step, -self.g.step
 
 
 def are_plain(contractions: Sequence[Contraction], target: Target) -> bool:

@@ -57,6 +57,7 @@ class NativeKernel:
         self._code: dict[tuple[str, int | None], Code] = {}
         self._contractions: dict[str, SumsCode] = {}
         self._buffers: dict[str, dict[str, Buffer]] = {}
+        self._packed_sizes: dict[Weight, int] = {}
         self._lock = threading.Lock()
         self.lookups = find_lookups(plan)
         self.own_sums = {"pairs": own_sums(self.lowered.reductions), "rows": own_sums(self.lowered.row_reductions)}
@@ -266,9 +267,12 @@ class NativeKernel:
 
     def packed_size(self, weight: Weight) -> int:
         """Numbers that take the room of the weight in panels."""
-        if self._is_on_tiles(weight):
-            return amx_packed_size(weight.k, weight.n)
-        return packed_size(weight.k, weight.n, self.target, self.element)
+        known = self._packed_sizes.get(weight)
+        if known is None:
+            on_tiles, (_, k, n, _) = self._is_on_tiles(weight), weight
+            known = amx_packed_size(k, n) if on_tiles else packed_size(k, n, self.target, self.element)
+            self._packed_sizes[weight] = known
+        return known
 
     def pack(self, weight: Weight, const: Tensor, empty: Empty) -> Tensor:
         """A const in panels."""

@@ -4,11 +4,12 @@ Memory fresh from the system costs a page fault for every 4 KB that is touched: 
 step. A buffer comes back when nothing uses it any more, wherever that is, and is kept for the next one of its size.
 """
 
+import functools
 import math
 import os
-import weakref
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,36 +26,50 @@ class Room:
 
     def __init__(self, most_kept: int) -> None:
         self.most_kept = most_kept
-        self._free: dict[int, tuple[int, Tensor]] = {}
+        self._free: dict[int, np.ndarray] = {}
 
     @property
     def kept(self) -> int:
         """Bytes that are held ready."""
-        return sum(size for size, _ in list(self._free.values()))
+        return sum([block.nbytes for block in list(self._free.values())])
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """As `torch.empty`."""
         size = math.prod(shape) * dtype.itemsize
         if size < SMALL:
             return fresh(shape, dtype)
-        whole = _rounded(size)
-        block = self._take(whole)
-        loan = block.numpy()
-        weakref.finalize(loan, self._give_back, whole, block).atexit = False
-        return torch.from_numpy(loan)[:size].view(dtype).view(*shape)
+        block = self._take(_rounded(size))
+        loan = _Loan(shape, _numpy_dtype(dtype), block)
+        loan.room, loan.block = self, block
+        return torch.from_numpy(loan)
 
-    def _take(self, size: int) -> Tensor:
+    def _take(self, size: int) -> np.ndarray:
         """A garbage collection may give blocks back at any line, so each line stands alone."""
-        for key, (free, block) in list(self._free.items()):
-            if free == size and self._free.pop(key, None) is not None:
+        for key, block in list(self._free.items()):
+            if block.nbytes == size and self._free.pop(key, None) is not None:
                 return block
-        return torch.empty(size, dtype=torch.uint8)
+        return torch.empty(size, dtype=torch.uint8).numpy()
 
-    def _give_back(self, size: int, block: Tensor) -> None:
+    def give_back(self, block: np.ndarray) -> None:
         """What was not used for the longest goes."""
-        self._free[id(block)] = size, block
+        self._free[id(block)] = block
         while self._free and self.kept > self.most_kept:
             self._free.pop(next(iter(self._free), 0), None)
+
+
+class _Loan(np.ndarray):
+    """A block as a tensor sees it, which holds this object as long as anything uses it."""
+
+    room: Room
+    block: np.ndarray
+
+    def __del__(self) -> None:
+        self.room.give_back(self.block)
+
+
+@functools.cache
+def _numpy_dtype(dtype: torch.dtype) -> np.dtype:
+    return torch.empty(0, dtype=dtype).numpy().dtype
 
 
 def fresh(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

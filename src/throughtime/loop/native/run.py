@@ -166,7 +166,7 @@ class _Run:
         layout, bound, batch = self.layout, walker.bound, self.batch
         block, place = [0] * layout.size, layout.place
         block[place["bounds"]] = ctypes.addressof(self.bounds)
-        block[place["active"]], block[place["offsets"]] = batch.active.ctypes.data, batch.offsets.ctypes.data
+        block[place["active"]], block[place["offsets"]] = batch.addresses
         tensors = [(at, self._row(walker, name)) for name, at in layout.rows]
         tensors += [(at, bound.consts[name].to(dtype).contiguous()) for name, dtype, at in layout.consts]
         if layout.scratch:

@@ -1,6 +1,7 @@
 """Reductions over pairs -> totals: sums over blocks of absolute time, added to sums over blocks, added to totals.
 
-The order of the additions depends on nothing but the lengths: not on threads, chunks or the memory policy.
+The order of the additions depends on nothing but the lengths: not on threads, chunks or the memory policy. The plain
+worker adds pair by pair, from the last to the first; others go through the pairs of a block upwards, last block first.
 """
 
 import ctypes
@@ -85,6 +86,7 @@ class Sums:
         self.partial = {r.node.name: torch.zeros(self._partial_shape(r), dtype=dtype) for r in self.reductions}
         self.totals: dict[str, Tensor] = {}
         self.code = kernel.contractions(over) if self.own else None
+        self.only_plain = len(self.own) == len(self.reductions) and self.code is not None and self.code.plain
         self.room = kernel.sum_scratch[over]
         self.scratch = bound.empty((self.room * self.threads,), dtype)
 
@@ -93,37 +95,34 @@ class Sums:
         return own.contraction.shape if own else tuple(int(n) for n in reduction.node.shape)
 
     def add_steps(self, start: int, stop: int, batch: Batch, buffers: Mapping[str, Located]) -> None:
-        """The blocks of the steps [start, stop), last first; `start` is a block's first step."""
-        for block in range((stop - 1) // BLOCK, start // BLOCK - 1, -1):
-            low, high = int(batch.offsets[block * BLOCK]), int(batch.offsets[min((block + 1) * BLOCK, stop)])
+        """Last steps first; `start` is a block's first step. Where pairs go one by one, blocks need not stand alone."""
+        at_once = STEPS_PER_SUM if self.only_plain else BLOCK
+        while stop > start:
+            first = max(start, (stop - 1) // at_once * at_once)
+            low, high = int(batch.offsets[first]), int(batch.offsets[stop])
             if self.code is not None:
                 self._add_own(self.code, buffers, low, high)
             for reduction in self.reductions:
                 if reduction.node.op == "embedding_dense_backward":
                     self._add_to_table(reduction, buffers, low, high)
-            if block * BLOCK % STEPS_PER_SUM == 0:
-                self._flush(last=block == 0)
+            if first % STEPS_PER_SUM == 0:
+                self._flush(last=first == 0)
+            stop = first
 
     def _add_own(self, code: SumsCode, buffers: Mapping[str, Located], low: int, high: int) -> None:
         arguments = [high - low, self.scratch.data_ptr()]
         if code.plain:
             arguments += [self.room, len(self.own)]
         for name, own in self.own.items():
+            sides = (own.contraction.a, own.contraction.g)
             if code.plain:
                 arguments += own.contraction.row
-            arguments += [self._first(side, code, buffers, low) for side in (own.contraction.a, own.contraction.g)]
+                arguments += [_last_vector(side, buffers, low, high) for side in sides]
+            else:
+                arguments += [0 if side is None else buffers[side.view.base].pointer_to(low) for side in sides]
             arguments.append(self.partial[name].data_ptr())
         block = share_block(self.threads, arguments)
         run_shares(code.worker, ctypes.addressof(block), self.threads)
-
-    @staticmethod
-    def _first(side: Side | None, code: SumsCode, buffers: Mapping[str, Located], low: int) -> int:
-        """Where the value of the first pair begins; a worker of the plan's own knows its place in the buffer."""
-        if side is None:
-            return 0
-        located = buffers[side.view.base]
-        skipped = side.view.offset * located.tensor.element_size() if code.plain else 0
-        return located.pointer_to(low) + skipped
 
     def _add_to_table(self, reduction: Reduction, buffers: Mapping[str, Located], low: int, high: int) -> None:
         gradient, index = (buffers[v.base].cut(low, high) for v in reduction.operands)
@@ -148,6 +147,15 @@ class Sums:
                 self.totals[name] = partial if last else partial.clone()
             if not last:
                 self.partial[name] = sums.zero_()
+
+
+def _last_vector(side: Side | None, buffers: Mapping[str, Located], low: int, high: int) -> int:
+    """Where the plain worker begins, which goes down from there."""
+    if side is None:
+        return 0
+    located = buffers[side.view.base]
+    numbers = side.view.offset + ((high - low) * side.vectors - 1) * side.step
+    return located.pointer_to(low) + numbers * located.tensor.element_size()
 
 
 def _finish_sum(node: Node, own: OwnSum, partial: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ results, `output` in kwargs says which one this node is.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -95,15 +95,15 @@ class Node:
     kwargs: tuple[tuple[str, Any], ...]
     shape: Shape
     dtype: torch.dtype
+    operands: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    """The names of the values that this one is computed from, in order, repeats included."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "operands", tuple(_refs(self.args)))
 
     @property
     def attributes(self) -> dict[str, Any]:
         return dict(self.kwargs)
-
-    @property
-    def operands(self) -> tuple[str, ...]:
-        """The names of the values that this one is computed from, in order, repeats included."""
-        return tuple(_refs(self.args))
 
     def __str__(self) -> str:
         words = [_format_value(a) for a in self.args]
@@ -150,8 +150,8 @@ class StepPair:
 
     def __str__(self) -> str:
         lines = [str(self.forward), "backward", *_indent(self.backward_inputs), *_indent(self.backward_nodes)]
-        for field in ("d_consts", "d_row_consts", "d_xs", "d_carry"):
-            lines.append(f"  {field}: {_names(getattr(self, field))}")
+        for kind in ("d_consts", "d_row_consts", "d_xs", "d_carry"):
+            lines.append(f"  {kind}: {_names(getattr(self, kind))}")
         return "\n".join(lines)
 
 

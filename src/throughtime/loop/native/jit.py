@@ -53,14 +53,17 @@ class CompiledModule:
         return call
 
 
-def compile_module(module: ir.Module | str, target: Target, libraries: Sequence[CompiledModule] = ()) -> CompiledModule:
+def compile_module(
+    module: ir.Module | str, target: Target, libraries: Sequence[CompiledModule] = (), *, quickly: bool = False
+) -> CompiledModule:
     """Optimise and compile for the processor that this process runs on.
 
-    A function that the module declares and one of `libraries` defines is linked to it.
+    A function that the module declares and one of `libraries` defines is linked to it. `quickly`: for code that calls
+    the libraries for its products, where LLVM's -O2 took longer than its -O1 and gained nothing.
     """
     with _LLVM_LOCK:
         machine = _make_machine(target)
-        optimised = _optimise(module, target, machine)
+        optimised = _optimise(module, target, machine, 1 if quickly else 2)
         defined = [f.name for f in optimised.functions if not f.is_declaration and f.linkage.name == "external"]
         engine = llvm.create_mcjit_compiler(optimised, machine)
         for declared in [f for f in optimised.functions if f.is_declaration]:
@@ -98,12 +101,12 @@ def _make_machine(target: Target) -> llvm.TargetMachine:
     return llvm_target.create_target_machine(cpu=target.cpu, features=target.features, opt=2)
 
 
-def _optimise(module: ir.Module | str, target: Target, machine: llvm.TargetMachine) -> llvm.ModuleRef:
+def _optimise(module: ir.Module | str, target: Target, machine: llvm.TargetMachine, level: int = 2) -> llvm.ModuleRef:
     parsed = llvm.parse_assembly(str(module))
     parsed.triple = target.triple
     parsed.data_layout = str(machine.target_data)
     parsed.verify()
-    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options = llvm.create_pipeline_tuning_options(speed_level=level)
     # Emitters write vectors themselves; unrolling and revectorising costs compile time and gained nothing.
     options.loop_vectorization = False
     options.slp_vectorization = False

@@ -98,7 +98,7 @@ def _few_rows(e: Emitter, element: ir.Type, few: int) -> None:
     """All columns for 1, 2, ... rows: several panels at once, then the last ones singly."""
     n = e.arguments[2]
     width, at_once = panel_width(e.target, element), panels_at_once(few, e, element)
-    kernel = microkernel(e.module, e.target, element, few, at_once)
+    kernel = microkernel(e.module, e.target, element, few, at_once, e.target.tile(bits_of(element)).vectors)
     tile = whole_or_masked_tile(e.module, e.target, element)
 
     def together(column: Value, _: list[Value]) -> None:

@@ -78,16 +78,16 @@ def panels_at_once(rows: int, e: Emitter, element: ir.Type) -> int:
 
 @once("microkernel")
 def microkernel(
-    module: ir.Module, target: Target, element: ir.Type, rows: int, panels: int, *, name: str
+    module: ir.Module, target: Target, element: ir.Type, rows: int, panels: int, vectors: int, *, name: str
 ) -> ir.Function:
-    """C[rows, panels * NR] = init + A @ B. Element (i, k) of A lies at a[i * lda + k * a_step].
+    """C = init + A @ B for so many rows, and the first vectors of each panel. a[i * lda + k * a_step] is in row i.
 
-    Whole tiles only, so that it stays short: it is compiled once for each number of rows.
+    Whole vectors only, so that it stays short: it is compiled once for each number of rows.
     """
     e = define(module, name, TILE_ARGUMENTS, target, internal=True, inline=False)
     k, a, lda, a_step, b, c, ldc, init, init_ld = e.arguments
     width, lanes = panel_width(target, element), target.lanes(bits_of(element))
-    starts = range(0, panels * width, lanes)
+    starts = [panel * width + x * lanes for panel in range(panels) for x in range(vectors)]
 
     def rows_of(pointer: Value, stride: Value) -> list[Value]:
         return [e.offset(pointer, e.mul(stride, i), element) for i in range(rows)]
@@ -144,26 +144,33 @@ def _rank_one(
 def whole_or_masked_tile(module: ir.Module, target: Target, element: ir.Type, *, name: str) -> ir.Function:
     """The microkernel of one panel for `rows` rows, 1 to MR; `columns` below NR are masked.
 
-    A masked tile goes through the stack: its arithmetic is the same microkernel's.
+    A masked tile goes through the stack, and is as many vectors wide as it needs: its arithmetic is the same
+    microkernel's.
     """
     arguments = {"rows": I64, "columns": I64} | TILE_ARGUMENTS
     e = define(module, name, arguments, target, internal=True, inline=False)
     rows, columns, *given = e.arguments
-    most, width = target.tile(bits_of(element)).rows, panel_width(target, element)
-    kernels = {r: microkernel(module, target, element, r, 1) for r in range(1, most + 1)}
+    shape, lanes = target.tile(bits_of(element)), target.lanes(bits_of(element))
+    ld = e.integer(shape.vectors * lanes)
+    buffer = e.stack(element, shape.rows * shape.vectors * lanes)
 
-    def run(values: list[Value]) -> None:
-        e.switch(rows, {r: lambda r=r: e.call(kernels[r], values) for r in kernels})
+    def run(vectors: int, values: list[Value]) -> None:
+        heights = {r: microkernel(module, target, element, r, 1, vectors) for r in range(1, shape.rows + 1)}
+        e.switch(rows, {r: lambda r=r: e.call(heights[r], values) for r in heights})
 
-    buffer = e.stack(element, most * width)
-
-    def through_buffer() -> None:
+    def through_buffer(vectors: int) -> None:
         k, a, lda, a_step, b, c, ldc, init, init_ld = given
-        copy_rows(e, element, width, rows, init, init_ld, columns, buffer, e.integer(width), fill=True)
-        run([k, a, lda, a_step, b, buffer, e.integer(width), buffer, e.integer(width)])
-        copy_rows(e, element, width, rows, buffer, e.integer(width), columns, c, ldc)
+        width = vectors * lanes
+        copy_rows(e, element, width, rows, init, init_ld, columns, buffer, ld, fill=True)
+        run(vectors, [k, a, lda, a_step, b, buffer, ld, buffer, ld])
+        copy_rows(e, element, width, rows, buffer, ld, columns, c, ldc)
 
-    e.choose(e.compare(">=", columns, width), lambda: run(given), through_buffer)
+    def some_vectors(vectors: int) -> None:
+        whole = e.compare(">=", columns, vectors * lanes)
+        e.choose(whole, lambda: run(vectors, given), lambda: through_buffer(vectors))
+
+    needed = e.min(e.ceil_div(columns, lanes), shape.vectors)
+    e.switch(needed, {v: lambda v=v: some_vectors(v) for v in range(1, shape.vectors + 1)})
     return e.done()
 
 
@@ -179,15 +186,42 @@ def copy_rows(
     out_ld: Value,
     fill: bool = False,
 ) -> None:
-    """out[row, :columns] = source[row, :columns], masked; `fill` writes zeros up to `width`."""
-    starts = range(0, width, e.lanes(element))
-    masks = [e.tail_mask(columns, element, first=x) for x in starts]
+    """out[row, :columns] = source[row, :columns], of at most `width`; `fill` writes zeros up to `width`."""
 
     def row(index: Value, _: list[Value]) -> None:
         from_row = e.offset(source, e.mul(index, source_ld), element)
         to_row = e.offset(out, e.mul(index, out_ld), element)
-        for x, mask in zip(starts, masks, strict=True):
-            value = e.load_vector(from_row, element, mask, index=x)
-            e.store_vector(value, to_row, None if fill else mask, index=x)
+        if fill or e.target.vector_bytes == 64:
+            _copy_masked(e, element, width, from_row, columns, to_row, fill)
+        else:
+            _copy_by_halves(e, element, width, from_row, columns, to_row)
 
     e.loop(rows, row)
+
+
+def _copy_masked(
+    e: Emitter, element: ir.Type, width: int, source: Value, columns: Value, out: Value, fill: bool
+) -> None:
+    for x in range(0, width, e.lanes(element)):
+        mask = e.tail_mask(columns, element, first=x)
+        value = e.load_vector(source, element, mask, index=x)
+        e.store_vector(value, out, None if fill else mask, index=x)
+
+
+def _copy_by_halves(e: Emitter, element: ir.Type, width: int, source: Value, columns: Value, out: Value) -> None:
+    """8, 4, 2 and 1 numbers at once: a masked store takes some processors with AVX2 tens of cycles, and NEON has none."""
+    place, size = e.integer(0), 1 << width.bit_length() - 1
+    while size:
+        is_there = e.compare("!=", e.b.and_(columns, e.integer(size)), 0)
+
+        def copy(size: int = size, place: Value = place) -> list[Value]:
+            for x in range(0, size, lanes := min(size, e.lanes(element))):
+                e.store_vector(
+                    e.load_vector(e.offset(source, place, element), element, index=x, lanes=lanes),
+                    e.offset(out, place, element),
+                    index=x,
+                )
+            return [e.add(place, size)]
+
+        [place] = e.choose(is_there, copy, lambda place=place: [place])
+        size //= 2

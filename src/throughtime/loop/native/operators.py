@@ -40,11 +40,11 @@ class Operator:
     brings: Literal["result", "common", "truth", "itself", "choice"] = "result"
 
 
-def apply(e: Emitter, element: ir.Type, node: Node, operands: Sequence[Value | float]) -> Value:
+def apply(e: Emitter, element: ir.Type, node: Node, operands: Sequence[Value | float], lanes: int) -> Value:
     """The node's value, lane by lane. Operands that are numbers stand for vectors."""
     operator = ELEMENTWISE[node.op]
     types = _operand_types(operator, element, node, operands)
-    values = [convert(e, value, type_, e.lanes(element)) for value, type_ in zip(operands, types)]
+    values = [convert(e, value, type_, lanes) for value, type_ in zip(operands, types)]
     is_whole = operator.whole is not None and any(_element_of(v) == I64 for v in values)
     write = operator.whole if is_whole else operator.real
     assert write is not None, f"'{node.op}' was taken into a pass without instructions for it"

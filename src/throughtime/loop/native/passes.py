@@ -18,6 +18,9 @@ from throughtime.loop.native.views import View
 
 __all__ = ["emit_pass"]
 
+VECTORS_AT_ONCE = 2
+"""Where nothing is reduced: one vector's chain of operations waits for itself most of the time."""
+
 
 def emit_pass(
     e: Emitter, element: ir.Type, op: Pass, buffers: dict[str, Buffer], bases: dict[str, Value], count: Value
@@ -167,12 +170,16 @@ class _Walk:
         )
 
     def _by_vectors(self, axis: int, at: list[Value], body: Callable[[Value, Value | None], None]) -> None:
-        size = self.part.space[axis]
-        whole = size - size % self.lanes
-        if whole:
-            self.e.loop(whole, lambda index, _: body(index, None), step=self.lanes)
-        if size != whole:
-            body(self.e.integer(whole), self._tail_mask(size - whole))
+        """`lanes` is for each of the loops what the body is to take."""
+        size, start, own = self.part.space[axis], 0, self.lanes
+        for lanes in (VECTORS_AT_ONCE * own, own) if not self.reductions else (own,):
+            self.lanes = lanes
+            whole = size - (size - start) % lanes
+            if whole > start:
+                self.e.loop(whole, lambda index, _: body(index, None), start=start, step=lanes)
+            start = whole
+        if size != start:
+            body(self.e.integer(start), self._tail_mask(size - start))
 
     def _by_vectors_carrying(self, axis: int, at: list[Value], sums: list[Value]) -> list[Value]:
         size = self.part.space[axis]
@@ -213,7 +220,7 @@ class _Walk:
             if x.reduced:
                 new[x.node.name] = self._accumulate(x, operands[0], mask, sums)
             else:
-                known[x.node.name] = apply(self.e, self.element, x.node, operands)
+                known[x.node.name] = apply(self.e, self.element, x.node, operands, self.lanes)
         values = [(s, self._value(s.value, known, loaded, at, mask)) for s in self.on_the_way]
         for store, value in values:
             self._store(store, value, at, mask)

@@ -209,7 +209,7 @@ def _copy_masked(
 
 
 def _copy_by_halves(e: Emitter, element: ir.Type, width: int, source: Value, columns: Value, out: Value) -> None:
-    """8, 4, 2 and 1 numbers at once: a masked store takes some processors with AVX2 tens of cycles, and NEON has none."""
+    """8, 4, 2 and 1 numbers at once: masked stores take some processors with AVX2 tens of cycles, and NEON has none."""
     place, size = e.integer(0), 1 << width.bit_length() - 1
     while size:
         is_there = e.compare("!=", e.b.and_(columns, e.integer(size)), 0)

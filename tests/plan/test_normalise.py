@@ -91,6 +91,53 @@ def test_columns_that_leave_the_loop_and_columns_that_nobody_uses_leave_the_prod
     assert calls(pair_of(step)) == ["slice(t)", "mm(h, slice)", "slice(t)", "mm(h, slice)", "add(mm, x)"]
 
 
+BIASES = """
+    const w [4, 4]
+    const p [4]
+    const q [4]
+    xs x [B, 4]
+    carry h [B, 4]
+    carry g [B, 4]
+"""
+
+
+def test_biases_of_one_sum_are_added_once_per_call():
+    step = step_of(
+        BIASES,
+        """
+        a = mm(x, w) [B, 4]
+        b = add(p, a) [B, 4]
+        c = mm(h, w) [B, 4]
+        d = add(c, q) [B, 4]
+        e = add(b, d) [B, 4]
+        f = add(e, p) [B, 4]
+        i = tanh(f) [B, 4]
+        """,
+        "i",
+        "i f",
+    )
+    assert calls(pair_of(step)) == [
+        *("mm(x, w)", "mm(h, w)"),
+        *("add(p, q)", "add(add, p)", "add(add, mm)", "add(add, mm)", "tanh(add)"),
+    ]
+
+
+def test_biases_stay_where_a_sum_is_a_value_of_its_own_or_has_no_product():
+    step = step_of(
+        BIASES,
+        """
+        a = mm(x, w) [B, 4]
+        b = add(a, p) [B, 4]
+        c = add(b, q) [B, 4]
+        d = add(h, p) [B, 4]
+        e = add(d, q) [B, 4]
+        """,
+        "b",
+        "c e",
+    )
+    assert calls(pair_of(step)) == ["mm(x, w)", "add(mm, p)", "add(add, q)", "add(h, p)", "add(add, q)"]
+
+
 def test_a_gradient_is_taken_apart_like_the_product_it_belongs_to():
     step = step_of(
         INPUTS,

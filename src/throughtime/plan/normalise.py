@@ -12,7 +12,13 @@ from throughtime.plan.depthwise import weigh_windows
 from throughtime.plan.editor import GraphEditor
 from throughtime.plan.places import Places
 from throughtime.plan.pools import reduce_windows
-from throughtime.plan.products import name_outer_products, narrow_products, split_outer_products, split_products
+from throughtime.plan.products import (
+    join_biases,
+    name_outer_products,
+    narrow_products,
+    split_outer_products,
+    split_products,
+)
 from throughtime.plan.tables import tabulate_products
 from throughtime.plan.windows import multiply_windows, split_groups
 
@@ -33,6 +39,7 @@ def normalise(pair: StepPair) -> GraphEditor:
     graph = GraphEditor(pair)
     name_outer_products(graph)
     sum_biases(graph)
+    join_biases(graph)
     weigh_windows(graph)
     split_groups(graph)
     _tidy(graph)

@@ -3,12 +3,14 @@
 Each rewrite goes over the whole graph once and says whether it changed anything.
 """
 
-from throughtime.capture.graph import Node, Ref
+from collections.abc import Iterator, Sequence
+
+from throughtime.capture.graph import Input, Node, Ref
 from throughtime.plan.editor import GraphEditor, has_rows, joins
 from throughtime.plan.places import Places, Run
 from throughtime.plan.sums import split_into_sums
 
-__all__ = ["name_outer_products", "narrow_products", "split_outer_products", "split_products"]
+__all__ = ["join_biases", "name_outer_products", "narrow_products", "split_outer_products", "split_products"]
 
 
 def name_outer_products(graph: GraphEditor) -> None:
@@ -38,6 +40,65 @@ def _turned(graph: GraphEditor, name: str) -> tuple[list[Node], str]:
     rows, height, width = value.shape
     turned = graph.make("permute", (Ref(name),), (rows, width, height), value.dtype, dims=(0, 2, 1))
     return [turned], turned.name
+
+
+def join_biases(graph: GraphEditor) -> None:
+    """Vectors that are added to sums of products are added to each other once per call.
+
+    Before: add(add(mm(x, w), b), add(mm(h, u), c))
+    After:  add(add(mm(x, w), add(b, c)), mm(h, u))
+    """
+    for root in graph.where(_is_sum):
+        if _is_part_of_sum(graph, root):
+            continue
+        addends = list(_addends(graph, root, root.name))
+        biases = [addend for addend in addends if _is_bias(graph, addend, root)]
+        if len(biases) < 2 or not any(_is_product(graph, addend) for addend in addends):
+            continue
+        bias = _added(graph, biases, graph.value(biases[0]))
+        place, rest = addends.index(biases[0]), [addend for addend in addends if addend not in biases]
+        summed = _added(graph, [*rest[:place], bias[-1].name, *rest[place:]], root)
+        graph.replace(root.name, [*bias, *summed], summed[-1].name)
+
+
+def _is_sum(node: Node) -> bool:
+    return node.op == "add" and has_rows(node) and len(node.operands) == 2
+
+
+def _is_part_of_sum(graph: GraphEditor, node: Node) -> bool:
+    users = graph.users(node.name)
+    alone = len(users) == 1 and node.name not in graph.results()
+    return alone and _is_sum(users[0]) and users[0].shape == node.shape and users[0].dtype == node.dtype
+
+
+def _addends(graph: GraphEditor, root: Node, name: str) -> Iterator[str]:
+    value = graph.value(name)
+    inner = name == root.name or (isinstance(value, Node) and _is_sum(value) and _is_part_of_sum(graph, value))
+    if not inner:
+        yield name
+        return
+    assert isinstance(value, Node)
+    for operand in value.operands:
+        yield from _addends(graph, root, operand)
+
+
+def _is_product(graph: GraphEditor, name: str) -> bool:
+    value = graph.value(name)
+    return isinstance(value, Node) and value.op == "mm"
+
+
+def _is_bias(graph: GraphEditor, name: str, root: Node) -> bool:
+    value = graph.value(name)
+    return not has_rows(value) and value.shape == root.shape[1:] and value.dtype == root.dtype
+
+
+def _added(graph: GraphEditor, names: Sequence[str], like: Input | Node) -> list[Node]:
+    """New nodes, the last of them the sum from left to right."""
+    new, total = [], names[0]
+    for name in names[1:]:
+        new.append(graph.make("add", (Ref(total), Ref(name)), like.shape, like.dtype))
+        total = new[-1].name
+    return new
 
 
 def split_products(graph: GraphEditor, places: Places) -> bool:

@@ -215,12 +215,9 @@ def _copy_by_halves(e: Emitter, element: ir.Type, width: int, source: Value, col
         is_there = e.compare("!=", e.b.and_(columns, e.integer(size)), 0)
 
         def copy(size: int = size, place: Value = place) -> list[Value]:
+            here, there = (e.offset(row, place, element) for row in (source, out))
             for x in range(0, size, lanes := min(size, e.lanes(element))):
-                e.store_vector(
-                    e.load_vector(e.offset(source, place, element), element, index=x, lanes=lanes),
-                    e.offset(out, place, element),
-                    index=x,
-                )
+                e.store_vector(e.load_vector(here, element, index=x, lanes=lanes), there, index=x)
             return [e.add(place, size)]
 
         [place] = e.choose(is_there, copy, lambda place=place: [place])

@@ -119,7 +119,7 @@ _even_batch_again = lru_cache(maxsize=8)(_even_batch)
 FEW_STEPS = 4096
 """Whose numbers are worth keeping."""
 
-PAIRS_PER_CALL = 512
+PAIRS_PER_CALL = 1024
 FEW_ROWS = 12
 """With fewer rows to a share, what is free of the states runs over all pairs of the chunk at once."""
 

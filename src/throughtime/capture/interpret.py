@@ -155,6 +155,7 @@ _RUN: dict[str, Callable[[Node, list[Any], int], Tensor]] = {
     "windows": _windows,
     "floor_divide": _floor_divide,
     "trunc_divide": _trunc_divide,
+    "add": lambda node, args, rows: torch.add(*_tensors(args)),
     "view": lambda node, args, rows: args[0].reshape(_sizes(node.shape, rows)),
     "expand": lambda node, args, rows: args[0].expand(_sizes(node.shape, rows)),
     "permute": lambda node, args, rows: args[0].permute(node.attributes["dims"]),

@@ -80,7 +80,7 @@ def panels_at_once(rows: int, e: Emitter, element: ir.Type) -> int:
 def microkernel(
     module: ir.Module, target: Target, element: ir.Type, rows: int, panels: int, vectors: int, *, name: str
 ) -> ir.Function:
-    """C = init + A @ B for so many rows, and the first vectors of each panel. a[i * lda + k * a_step] is in row i.
+    """C = init + A @ B for so many rows, and the first vectors of each panel. A(i, k) lies at a[i * lda + k * a_step].
 
     Whole vectors only, so that it stays short: it is compiled once for each number of rows.
     """
